@@ -1,0 +1,13 @@
+"""nbval: run every notebook as a smoke test, and leave progress bars out of the comparison."""
+
+import os
+
+import pytest
+
+os.environ["SMOKE_TEST"] = "1"  # kernels inherit it
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += ("stderr",)

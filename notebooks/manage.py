@@ -1,0 +1,188 @@
+"""Run, publish and keep in order the notebooks of this folder.
+
+python notebooks/manage.py run [NAME]        run one (default: step 6) and show its verdict
+python notebooks/manage.py execute NAME ...  run in place from a clean kernel, to be committed
+python notebooks/manage.py readme            rewrite README's results from the records
+python notebooks/manage.py rename OWNER/REPO put a fork's name into badges and set-up cells
+"""
+
+import argparse
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"  # no progress bars in stored outputs; the epoch rows stay
+
+import nbformat
+import papermill
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parent
+ROOT = NOTEBOOKS.parent
+sys.path.insert(0, str(ROOT))
+STEPS = {
+    "01_baseline": "six convolutions, ReLU, flatten + linear",
+    "02_batch_norm": "batch norm after each convolution",
+    "03_dropout": "a little dropout after each block",
+    "04_gap_fc": "global average pooling + a small linear layer",
+    "05_augmentation": "random affine transforms of the training images",
+    "06_lr_schedule": "one-cycle learning rate",
+}
+
+
+def run(name: str, parameters: dict | None = None, output: Path | None = None) -> Path:
+    """Execute a copy of a notebook, its output shown as it comes; return the copy's path.
+
+    Raises:
+        papermill.PapermillExecutionError: with the notebook's traceback, if a cell fails.
+    """
+    source = NOTEBOOKS / f"{name}.ipynb"
+    output = output or NOTEBOOKS / "run" / source.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        source,
+        output,
+        parameters,
+        cwd=NOTEBOOKS,
+        kernel_name="python3",
+        log_output=True,
+        progress_bar=False,
+        stdout_file=sys.stdout,
+    )
+    return output
+
+
+def cell_output(path: Path, tag: str) -> str:
+    """The printed text of the first cell with ``tag`` in an executed notebook."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if tag in cell.metadata.get("tags", []):
+            return "".join(o.text for o in cell.outputs if o.output_type == "stream")
+    raise ValueError(f"{path} has no cell tagged {tag!r}")
+
+
+def execute(name: str) -> None:
+    """Execute a notebook in place from a clean kernel and leave only what should be committed.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell fails (the file stays as it was).
+        RuntimeError: if a cell wrote to stderr: a warning is to be understood, not hidden.
+    """
+    path = NOTEBOOKS / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources)
+    client.on_cell_executed = lambda cell, cell_index, **_: print(
+        f"{name}: cell {cell_index + 1}/{len(notebook.cells)} {cell.get('id')}", flush=True
+    )
+    client.execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # time stamps: noise in a diff
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                raise RuntimeError(f"{path.name}, cell {cell.id} wrote to stderr: {output.text}")
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.language_info = {"name": "python"}
+    nbformat.write(notebook, path)
+
+
+def settings() -> tuple[str, str]:
+    """The repository's public name and branch, from the one place where they stand."""
+    series = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["series"]
+    return series["repository"], series["ref"]
+
+
+def colab_url(name: str) -> str:
+    """Where Colab opens a notebook of this repository."""
+    repository, ref = settings()
+    address = "https://colab.research.google.com/github"
+    return f"{address}/{repository}/blob/{ref}/notebooks/{name}.ipynb"
+
+
+def results_table() -> str:
+    """README's table, one row per step, from the records of study ``steps``."""
+    import utils  # not above: the other commands should not wait for torch
+
+    records = {record["name"]: record for record in utils.load_records("steps")}
+    lines = [
+        "| notebook | idea | parameters | test accuracy, last epoch | |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for name, idea in STEPS.items():
+        record = records[name]
+        badge = f"[![Open in Colab](images/colab-badge.svg)]({colab_url(name)})"
+        badge = badge.replace(
+            "images/", "https://colab.research.google.com/assets/"
+        )  # the official badge
+        lines.append(
+            f"| [{name}](notebooks/{name}.ipynb) | {idea} | {record['parameters']:,} "
+            f"| {record['test_accuracy']:.2f} % | {badge} |"
+        )
+    return "\n".join(lines)
+
+
+def render_readme(text: str) -> str:
+    """README with what stands between the ``results`` markers made anew."""
+    pattern = r"(<!-- results: .*?-->\n).*?(<!-- end of results -->)"
+    new, count = re.subn(pattern, lambda m: f"{m[1]}{results_table()}\n{m[2]}", text, flags=re.S)
+    if count != 1:
+        raise ValueError("README.md must hold the results markers exactly once")
+    return new
+
+
+def rename(repository: str, ref: str) -> None:
+    """Write a repository's name and branch into pyproject.toml, the notebooks and README.
+
+    Raises:
+        ValueError: if ``repository`` does not read OWNER/REPO.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"expected OWNER/REPO, got {repository!r}")
+    old_repository, old_ref = settings()
+    swaps = {
+        f"github/{old_repository}/blob/{old_ref}/": f"github/{repository}/blob/{ref}/",
+        f'\\"{old_repository}\\", \\"{old_ref}\\"': f'\\"{repository}\\", \\"{ref}\\"',
+        f'repository = "{old_repository}"': f'repository = "{repository}"',
+        f'ref = "{old_ref}"': f'ref = "{ref}"',
+        f"github.com/{old_repository}": f"github.com/{repository}",
+    }
+    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]:
+        text = path.read_text()
+        for old, new in swaps.items():
+            text = text.replace(old, new)
+        path.write_text(text)
+
+
+def main() -> None:
+    """Read the command line and do what it says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run")
+    command.add_argument("name", nargs="?", default="06_lr_schedule")
+    command = commands.add_parser("execute")
+    command.add_argument("names", nargs="+")
+    commands.add_parser("readme")
+    command = commands.add_parser("rename")
+    command.add_argument("repository")
+    command.add_argument("--ref", default="main")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        path = run(arguments.name)
+        print("\n" + cell_output(path, "rules"))
+        print(f"executed notebook: {path.relative_to(ROOT)}")
+        print("figures: in that notebook; the published ones in images/")
+    elif arguments.command == "execute":
+        for name in arguments.names:
+            execute(name)
+    elif arguments.command == "readme":
+        readme = ROOT / "README.md"
+        readme.write_text(render_readme(readme.read_text()))
+    else:
+        rename(arguments.repository, arguments.ref)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Options and fixtures of the tests; the notebooks' own settings are in notebooks/conftest.py."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also train for real (needs MNIST)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="trains for real: needs --full"))
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """The stand-in data set: always at hand, a second to train on."""
+    import utils
+
+    monkeypatch.setenv("DATASET", "digits")
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+    return utils.load_mnist()

@@ -1,0 +1,415 @@
+"""utils.py: known values, shapes, error messages, and loops that actually learn."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import utils
+
+
+def small_model(widths=(4, 6)) -> nn.Sequential:
+    a, b = widths
+    return nn.Sequential(
+        nn.Conv2d(1, a, 3, bias=False),
+        nn.BatchNorm2d(a),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(a, b, 3),
+        nn.BatchNorm2d(b),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(b, 10),
+    )
+
+
+def train(data, epochs=1, seed=0, **options):
+    generator = utils.seed_everything(seed)
+    model = small_model((8, 24))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    options = {"epochs": epochs, "batch_size": 32, "generator": generator} | options
+    return model, utils.fit(model, data, optimizer, **options)
+
+
+def random_split(images: int) -> utils.Split:
+    generator = torch.Generator().manual_seed(images)
+    pixels = torch.randint(0, 256, (images, 28, 28), generator=generator).to(torch.uint8)
+    return utils.Split(pixels, torch.arange(images) % 10)
+
+
+# --- Set-up ---------------------------------------------------------------------------------------
+
+
+def test_seed_everything_repeats_every_generator():
+    first, a = utils.seed_everything(3), torch.rand(2)
+    second, b = utils.seed_everything(3), torch.rand(2)
+    assert torch.equal(a, b)
+    assert torch.equal(torch.rand(2, generator=first), torch.rand(2, generator=second))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "0", True, None])
+def test_seed_everything_rejects(seed):
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        utils.seed_everything(seed)
+
+
+def test_environment_names_device_threads_versions():
+    found = utils.environment(torch.device("cpu"))
+    assert found["device"].startswith("cpu: ") and found["threads"] >= 1
+    assert found["versions"]["torch"] == torch.__version__
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
+def test_split_is_fixed_disjoint_and_complete():
+    train_ids, val_ids = utils.split_indices(60_000)
+    torch.manual_seed(99)  # the run's seed has no say
+    assert torch.equal(val_ids, utils.split_indices(60_000)[1])
+    assert len(train_ids) == 55_000 and len(val_ids) == 5_000
+    assert torch.equal(torch.cat([train_ids, val_ids]).sort().values, torch.arange(60_000))
+
+
+@pytest.mark.parametrize("val_images", [0, -1, 10, 11])
+def test_split_rejects(val_images):
+    with pytest.raises(ValueError, match="val_images"):
+        utils.split_indices(10, val_images)
+
+
+def test_digits_are_shaped_like_mnist(digits):
+    assert digits.name == utils.DIGITS_NAME
+    sizes = [len(part.labels) for part in (digits.train, digits.val, digits.test)]
+    assert sizes == [1294, 143, 360] and sum(sizes) == 1797
+    for part in (digits.train, digits.val, digits.test):
+        assert part.images.dtype == torch.uint8 and part.images.shape[1:] == (28, 28)
+        assert part.labels.dtype == torch.int64
+        assert part.images[:, :4].max() == 0  # the frame
+        assert part.images.max() > 200
+    pixels = digits.train.images.float() / 255
+    assert pixels.mean().item() == pytest.approx(digits.mean)
+    normalized = digits.normalize(pixels)
+    assert normalized.mean().abs() < 1e-4 and abs(normalized.std() - 1) < 1e-4
+
+
+@given(images=st.integers(1, 50), batch_size=st.integers(1, 60), shuffled=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_batches_give_each_image_exactly_once(images, batch_size, shuffled):
+    split = utils.Split(
+        torch.arange(images, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28),
+        torch.arange(images) % 10,
+    )
+    generator = torch.Generator().manual_seed(0) if shuffled else None
+    parts = list(utils.batches(split, batch_size, generator))
+    ids = torch.cat([(x[:, 0, 0, 0] * 255).round().long() for x, _ in parts])
+    assert sorted(ids.tolist()) == list(range(images))
+    assert torch.equal(torch.cat([y for _, y in parts]), ids % 10)  # labels stay with their images
+    assert all(len(y) == batch_size for _, y in parts[:-1])
+    assert all(x.shape[1:] == (1, 28, 28) and x.min() >= 0 and x.max() <= 1 for x, _ in parts)
+    if not shuffled:
+        assert ids.tolist() == list(range(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "batch_size", "message"),
+    [
+        (torch.zeros(3, 28, 28), torch.zeros(3).long(), 2, "uint8"),
+        (torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3).long(), 2, "N, H, W"),
+        (torch.zeros(0, 28, 28, dtype=torch.uint8), torch.zeros(0).long(), 2, "N > 0"),
+        (torch.zeros(3, 28, 28, dtype=torch.uint8), torch.zeros(2).long(), 2, "labels"),
+        (torch.zeros(3, 28, 28, dtype=torch.uint8), torch.tensor([0, 1, 10]), 2, "0-9"),
+        (torch.zeros(3, 28, 28, dtype=torch.uint8), torch.tensor([0, 1, -1]), 2, "0-9"),
+        (torch.zeros(3, 28, 28, dtype=torch.uint8), torch.zeros(3).long(), 0, "batch_size"),
+    ],
+)
+def test_batches_reject(images, labels, batch_size, message):
+    with pytest.raises(ValueError, match=message):
+        list(utils.batches(utils.Split(images, labels), batch_size))
+
+
+# --- Loops ----------------------------------------------------------------------------------------
+
+
+@given(images=st.integers(1, 60), batch_size=st.integers(1, 70))
+@settings(max_examples=15, deadline=None)
+def test_evaluate_is_exact_whatever_the_batch_size(images, batch_size):
+    torch.manual_seed(0)
+    split, model = random_split(images), small_model()
+    data = utils.Data(split, split, split, "test", 0.5, 0.3)
+    found = utils.evaluate(model, data, split, batch_size)
+    model.eval()
+    with torch.no_grad():
+        logits = model((split.images[:, None] / 255 - 0.5) / 0.3)
+    assert torch.allclose(found.logits, logits, atol=1e-5)
+    assert found.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-4)
+    correct = (logits.argmax(1) == split.labels).sum().item()
+    assert (found.correct, found.accuracy) == (correct, pytest.approx(100 * correct / images))
+
+
+def test_evaluate_keeps_mode_and_weights(digits):
+    model = small_model().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    utils.evaluate(model, digits, digits.val)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    utils.evaluate(model.eval(), digits, digits.val)
+    assert not model.training
+
+
+def test_a_known_model_has_a_known_loss():
+    split = random_split(30)
+    data = utils.Data(split, split, split, "test", 0.0, 1.0)
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    nn.init.zeros_(constant[1].weight)
+    nn.init.zeros_(constant[1].bias)
+    found = utils.evaluate(constant, data, split, batch_size=7)
+    assert found.loss == pytest.approx(math.log(10), rel=1e-5)  # ten equal probabilities
+    assert found.accuracy == pytest.approx(10.0)  # argmax takes the first: digit 0
+
+
+def test_training_divides_by_images_not_batches():
+    split = random_split(10)
+    data = utils.Data(split, split, split, "test", 0.5, 0.3)
+    torch.manual_seed(0)
+    model = small_model()
+    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, accuracy = utils.train_epoch(
+        nn.Sequential(*[m for m in model if not isinstance(m, nn.BatchNorm2d | nn.Dropout)]),
+        data,
+        frozen,
+        batch_size=8,  # 8 + 2: a mean of batch means would weigh the last two fourfold
+        generator=torch.Generator().manual_seed(0),
+    )
+    plain = nn.Sequential(*[m for m in model if not isinstance(m, nn.BatchNorm2d | nn.Dropout)])
+    expected = utils.evaluate(plain, data, split)
+    assert loss == pytest.approx(expected.loss, rel=1e-5)
+    assert accuracy == pytest.approx(expected.accuracy)
+
+
+def test_fit_learns_and_repeats_bit_for_bit(digits):
+    model, history = train(digits, epochs=6)
+    assert set(history) == set(utils.HISTORY_KEYS)
+    assert all(len(values) == 6 for values in history.values())
+    assert history["train_loss"][-1] < 0.5 * history["train_loss"][0]
+    assert history["val_accuracy"][-1] > 75
+    again, repeated = train(digits, epochs=6)
+    for key in set(history) - {"seconds"}:
+        assert history[key] == repeated[key]
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert train(digits, seed=1)[1]["train_loss"][0] != history["train_loss"][0]
+
+
+def test_fit_uses_augmentation_and_steps_the_scheduler_per_batch(digits):
+    seen = []
+
+    def augment(images, generator):
+        seen.append(len(images))
+        return images
+
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.001 * step)
+    options = {"augment": augment, "scheduler": scheduler}
+    utils.fit(model, digits, optimizer, 1, 100, torch.Generator(), **options)
+    assert seen == [100] * 12 + [94]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.013)
+
+
+def test_fit_tracks_the_test_set_only_when_asked(digits):
+    assert "test_accuracy" not in train(digits)[1]
+    assert len(train(digits, test_every_epoch=True)[1]["test_accuracy"]) == 1
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_batch(digits):
+    calls = []
+
+    def poison(images, generator):
+        calls.append(1)
+        return images * (float("nan") if len(calls) == 3 else 1)
+
+    with pytest.raises(FloatingPointError, match=r"epoch 1, batch 3 of 41"):
+        train(digits, augment=poison)
+
+
+def test_zero_epochs_are_refused(digits):
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        train(digits, epochs=0)
+
+
+def test_an_interrupt_leaves_a_usable_history(digits, capsys):
+    calls = []
+
+    def stop(images, generator):
+        calls.append(1)
+        if len(calls) == 60:  # in the second epoch
+            raise KeyboardInterrupt
+        return images
+
+    _, history = train(digits, epochs=3, augment=stop)
+    assert all(len(values) == 1 for values in history.values())
+    assert "stopped by hand after 1 of 3 epochs" in capsys.readouterr().out
+
+
+# --- A look at the network ------------------------------------------------------------------------
+
+
+def test_layer_table_of_a_known_network():
+    rows = utils.layer_table(small_model())
+    assert [row.receptive_field for row in rows] == [3, 3, 3, 4, 8, 8, 8, 8, 28, 28, 28]
+    assert rows[0].output == (4, 26, 26) and rows[0].macs == 26 * 26 * 4 * 9
+    assert rows[4].macs == 11 * 11 * 6 * 4 * 9 and rows[4].parameters == 4 * 6 * 9 + 6
+    assert rows[-1].macs == 60 and rows[-1].parameters == 70
+    assert sum(row.parameters for row in rows) == utils.count_parameters(small_model())
+
+
+@given(
+    kernels=st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=4),
+    strides=st.lists(st.sampled_from([1, 2]), min_size=4, max_size=4),
+    dilations=st.lists(st.sampled_from([1, 2]), min_size=4, max_size=4),
+)
+@settings(max_examples=30, deadline=None)
+def test_receptive_field_against_the_gradient(kernels, strides, dilations):
+    layers = [
+        nn.Conv2d(1, 1, k, stride=s, dilation=d, bias=False)
+        for k, s, d in zip(kernels, strides, dilations, strict=False)
+    ]
+    model = nn.Sequential(*layers)
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    image = torch.ones(1, 1, 96, 96, requires_grad=True)
+    output = model(image)
+    output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
+    touched = image.grad[0, 0].nonzero()
+    extent = int((touched.max(0).values - touched.min(0).values + 1).max())
+    assert utils.layer_table(model, (1, 96, 96))[-1].receptive_field == extent
+
+
+def test_torchsummary_agrees_and_leaves_no_trace(capsys):
+    model = small_model()
+    state = torch.get_rng_state()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert utils.torchsummary_table(model) == utils.count_parameters(model)
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert "Conv2d-1" in capsys.readouterr().out
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(digits):
+    """A trained model and the record of its run."""
+    model, history = train(digits)
+    test = utils.evaluate(model, digits, digits.test)
+    settings_ = {"batch_size": 32}
+    return model, utils.make_record(
+        "steps", "toy", 0, model, digits, history, test, settings_, epochs=1
+    )
+
+
+def test_a_record_survives_the_disk(finished, tmp_path):
+    _, record = finished
+    assert set(record) >= utils.RECORD_KEYS
+    assert record["test_correct"] == 360 - len(record["test_errors"])
+    path = utils.save_record(record, tmp_path)
+    assert utils.load_record(path) == record
+    assert [p.name for p in path.parent.iterdir()] == ["toy-seed0.json"]  # no temporary file left
+    assert utils.load_records("steps", utils.DIGITS_NAME, tmp_path) == [record]
+    assert utils.load_records("steps", "MNIST", tmp_path) == []
+
+
+def test_only_complete_runs_on_mnist_are_published(finished, tmp_path):
+    published = finished[1] | {"dataset": "MNIST"}
+    assert utils.record_path(published, tmp_path) == tmp_path / "steps" / "toy-seed0.json"
+    for change in ({"smoke_test": True}, {"dataset": utils.DIGITS_NAME}, {"epochs": 2}):
+        path = utils.record_path(published | change, tmp_path)
+        assert path == tmp_path / "scratch" / "steps" / "toy-seed0.json"
+
+
+def test_records_reject_what_is_missing_or_not_finite(finished, tmp_path):
+    _, record = finished
+    with pytest.raises(ValueError, match=r"lacks \['seed'\]"):
+        utils.save_record({k: v for k, v in record.items() if k != "seed"}, tmp_path)
+    with pytest.raises(ValueError):
+        utils.save_record(record | {"test_accuracy": float("nan")}, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+    for content in ("{", "[]", json.dumps({"study": "steps"}), ""):
+        damaged = tmp_path / "damaged.json"
+        damaged.write_text(content)
+        with pytest.raises(ValueError, match=r"damaged\.json is not a record"):
+            utils.load_record(damaged)
+
+
+def test_a_kill_while_writing_leaves_the_old_record(finished, tmp_path):
+    _, record = finished
+    path = utils.save_record(record, tmp_path)
+    script = """
+import json, os, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+import utils
+record = utils.load_record(sys.argv[2])
+pathlib.Path.replace = lambda *_: os._exit(9)  # killed between writing and renaming
+utils.save_record(record | {"seconds": 0.0}, pathlib.Path(sys.argv[3]))
+"""
+    arguments = [sys.executable, "-c", script, str(utils.HERE), str(path), str(tmp_path)]
+    assert subprocess.run(arguments).returncode == 9
+    assert utils.load_record(path) == record
+    assert utils.load_records("steps", utils.DIGITS_NAME, tmp_path) == [record]
+
+
+def test_weights_come_back_and_damage_is_named(finished, tmp_path):
+    model, record = finished
+    record = utils.save_weights(model, record, tmp_path)
+    loaded = utils.load_weights(small_model((8, 24)), record, tmp_path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
+    )
+    with pytest.raises(ValueError, match="holds another network"):
+        utils.load_weights(small_model((4, 7)), record, tmp_path)
+    path = utils.record_path(record, tmp_path).with_suffix(".safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="does not belong to its record"):
+        utils.load_weights(small_model((8, 24)), record, tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        utils.load_weights(small_model((8, 24)), record, tmp_path)
+
+
+def test_the_five_rules_are_judged(finished):
+    model, record = finished
+    rows = utils.judge(record | {"dataset": "MNIST", "test_accuracy": 99.4}, model)
+    assert [verdict for *_, verdict in rows] == ["pass"] * 5
+    assert utils.judge(record, model)[0][2] == "not judged: not MNIST"
+    smoke = record | {"dataset": "MNIST", "smoke_test": True}
+    assert utils.judge(smoke, model)[0][2] == "not judged: smoke test"
+    bad = record | {"dataset": "MNIST", "test_accuracy": 99.39, "parameters": 20_000, "epochs": 20}
+    plain = nn.Sequential(nn.Conv2d(1, 10, 28), nn.Dropout(0.0), nn.Flatten())
+    assert [verdict for *_, verdict in utils.judge(bad, plain)] == ["FAIL"] * 5
+
+
+# --- Plots ----------------------------------------------------------------------------------------
+
+
+def test_plots_draw_what_they_are_given(finished, digits):
+    import matplotlib.pyplot as plt
+
+    model, record = finished
+    utils.plot_curves(record, before=record | {"name": "other"})
+    assert len(plt.gcf().axes[0].lines) == 4
+    utils.plot_steps([record, record | {"name": "other"}])
+    test = utils.evaluate(model, digits, digits.test)
+    utils.plot_mistakes(digits, test, limit=4)
+    assert "read" in plt.gcf().axes[0].get_title()
+    with pytest.raises(ValueError, match="3 images, but 2 titles"):
+        utils.plot_digits(digits.test.images[:3], ["a", "b"])
+    plt.close("all")
