@@ -7,6 +7,8 @@ python notebooks/manage.py rename OWNER/REPO put a fork's name into badges and s
 """
 
 import argparse
+import difflib
+import itertools
 import os
 import re
 import sys
@@ -87,6 +89,41 @@ def execute(name: str) -> None:
     nbformat.write(notebook, path)
 
 
+def code_cells(name: str) -> dict[str, nbformat.NotebookNode]:
+    """The code cells of a notebook by their id, in order."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    return {cell.id: cell for cell in cells if cell.cell_type == "code"}
+
+
+def is_change(cell: nbformat.NotebookNode) -> bool:
+    """Whether a cell carries its step's change."""
+    return "change" in cell.metadata.get("tags", [])
+
+
+def change_diff(before: str, after: str) -> str:
+    """What step ``after`` changes in the cells it shares with step ``before``, as a short diff."""
+    old, lines = code_cells(before), []
+    for key, cell in code_cells(after).items():
+        if key in old and key != "identity" and is_change(cell):
+            texts = (old[key].source.splitlines(), cell.source.splitlines())
+            diff = list(difflib.unified_diff(*texts, n=0, lineterm=""))[2:]
+            lines += [line for line in diff if not line.startswith("@@")]
+    return "\n".join(["```diff", *lines, "```"])
+
+
+def write_diffs() -> None:
+    """Put each step's diff into the Markdown cell that opens its network section."""
+    for before, after in itertools.pairwise(STEPS):
+        path = NOTEBOOKS / f"{after}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        diff = change_diff(before, after)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                parts = re.split(r"```diff\n.*?```", cell.source, flags=re.S)
+                cell.source = diff.join(parts)
+        nbformat.write(notebook, path)
+
+
 def settings() -> tuple[str, str]:
     """The repository's public name and branch, from the one place where they stand."""
     series = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["series"]
@@ -164,7 +201,7 @@ def main() -> None:
     command.add_argument("name", nargs="?", default="06_lr_schedule")
     command = commands.add_parser("execute")
     command.add_argument("names", nargs="+")
-    commands.add_parser("readme")
+    commands.add_parser("refresh")
     command = commands.add_parser("rename")
     command.add_argument("repository")
     command.add_argument("--ref", default="main")
@@ -177,7 +214,8 @@ def main() -> None:
     elif arguments.command == "execute":
         for name in arguments.names:
             execute(name)
-    elif arguments.command == "readme":
+    elif arguments.command == "refresh":
+        write_diffs()
         readme = ROOT / "README.md"
         readme.write_text(render_readme(readme.read_text()))
     else:
