@@ -836,6 +836,7 @@ def plot_steps(records: list[dict]) -> Figure:
     bars = axes[1].bar(names, parameters, color=COLORS["train"], width=0.6)
     axes[1].axhline(20_000, color=COLORS["before"], ls="--", lw=1)
     axes[1].set(ylabel="parameters", title="Parameters")
+    axes[1].set_xlim(-0.6, max(len(records), 3) - 0.4)  # one bar alone would fill the panel
     axes[1].bar_label(bars, [f"{n:,}" for n in parameters], fontsize=8)
     for i, value in enumerate(accuracy):
         axes[0].annotate(
