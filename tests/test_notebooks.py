@@ -4,10 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -273,71 +270,3 @@ def test_warps_stay_within_the_stated_range():
     for axis in (1, 2):
         moved = (found.sum(axis) * places).sum(1) / mass
         assert 1.5 < moved.abs().max() < 2.6  # the shift is applied in warped coordinates
-
-
-# --- The set-up cell ------------------------------------------------------------------------------
-
-
-def run_setup(folder: Path, url: str, script: str = "") -> subprocess.CompletedProcess:
-    """Run the set-up cell as in Colab: an empty folder, a stub google.colab, git redirected."""
-    stub = folder / "stub" / "google" / "colab"
-    stub.mkdir(parents=True, exist_ok=True)
-    (stub / "__init__.py").touch()
-    (stub.parent / "__init__.py").touch()
-    repository = manage.settings()[0]
-    redirect = {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{url}.insteadOf",
-        "GIT_CONFIG_VALUE_0": f"https://github.com/{repository}",
-        "GIT_TERMINAL_PROMPT": "0",
-        "PYTHONPATH": str(folder / "stub"),
-    }
-    source = code(PATHS[0])[0].source + "\n" + script
-    return subprocess.run(
-        [sys.executable, "-c", source],
-        cwd=folder,
-        env={**os.environ, **redirect},
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.fixture
-def bare_clone(tmp_path):
-    """A bare repository with this checkout's utils.py and notebooks/ on the named branch."""
-    work, bare = tmp_path / "work", tmp_path / "bare.git"
-    (work / "notebooks").mkdir(parents=True)
-    (work / "utils.py").write_text("MARK = 'fetched'\n")
-    (work / "notebooks" / "keep.txt").touch()
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(work)]
-    subprocess.run([*git, "init", "-q", "-b", manage.settings()[1]], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-qm", "x"], check=True)
-    subprocess.run(["git", "clone", "-q", "--bare", str(work), str(bare)], check=True)
-    return bare
-
-
-def test_set_up_in_colab_fetches_the_series_and_can_run_twice(tmp_path, bare_clone):
-    folder = tmp_path / "colab"
-    folder.mkdir()
-    check = "import utils, os; print(utils.MARK, os.path.basename(os.getcwd()))"
-    for _ in range(2):
-        done = run_setup(folder, f"file://{bare_clone}", check)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == ["fetched", "notebooks"]
-    again = check + "\n" + code(PATHS[0])[0].source + "\n" + check
-    done = run_setup(folder, f"file://{bare_clone}", again)
-    assert done.stdout.split() == ["fetched", "notebooks"] * 2, done.stderr
-
-
-def test_set_up_in_colab_fails_with_one_clear_sentence(tmp_path):
-    folder = tmp_path / "colab"
-    folder.mkdir()
-    done = run_setup(folder, f"file://{tmp_path}/nowhere.git")
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()
-    assert any(
-        line.startswith("RuntimeError: Could not fetch https://github.com/") for line in last
-    )
-    assert "ImportError" not in done.stderr and "ModuleNotFoundError" not in done.stderr
-    assert not (folder / manage.settings()[0].split("/")[1] / "utils.py").exists()
