@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import torchsummary
 import torchvision
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
@@ -359,6 +360,12 @@ class Evaluation(NamedTuple):
     logits: Tensor
 
 
+def _require_one_device(model: nn.Module, split: Split) -> None:
+    """Raise a ValueError unless the model and the images are on the same kind of device."""
+    places = {p.device.type for p in model.parameters()} | {split.images.device.type}
+    _require(len(places) == 1, f"model and images must share one device, found {sorted(places)}")
+
+
 def train_epoch(
     model: nn.Module,
     data: Data,
@@ -373,7 +380,9 @@ def train_epoch(
 
     Raises:
         FloatingPointError: naming epoch and batch, if a loss is not finite.
+        ValueError: if the model is on another device than the images.
     """
+    _require_one_device(model, data.train)
     model.train()
     losses, correct = [], []
     total = -(-len(data.train.labels) // batch_size)
@@ -412,11 +421,18 @@ def evaluate(model: nn.Module, data: Data, split: Split, batch_size: int = 1_000
     """Loss and accuracy of ``model`` on a split, in eval mode: no dropout, batch norm's averages.
 
     Leaves the model in the mode it came in.
+
+    Raises:
+        FloatingPointError: if a logit is not finite.
+        ValueError: if the model is on another device than the images.
     """
+    _require_one_device(model, split)
     was_training = model.training
     model.eval()
     logits = torch.cat([model(data.normalize(x)) for x, _ in batches(split, batch_size)])
     model.train(was_training)
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the network's logits are not finite: its weights are damaged")
     loss = F.cross_entropy(logits, split.labels, reduction="sum").item() / len(split.labels)
     correct = int((logits.argmax(dim=1) == split.labels).sum())
     return Evaluation(loss, 100 * correct / len(split.labels), correct, logits)
@@ -502,7 +518,11 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...] = (1, 28, 28)) ->
 
     A layer with kernel k adds (k - 1) * dilation * jump to the receptive field; its stride
     multiplies the jump (https://distill.pub/2019/computing-receptive-fields/).
+
+    Raises:
+        ValueError: if ``input_shape`` is not (channels, height, width) or does not fit the model.
     """
+    _require(len(input_shape) == 3, f"input_shape must be (C, H, W), got {input_shape}")
     rows: list[Layer] = []
     field, jump = 1, 1
 
@@ -521,8 +541,11 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...] = (1, 28, 28)) ->
     for layer in twin.modules():
         if not list(layer.children()):
             layer.register_forward_hook(visit)
-    with torch.no_grad():
-        twin(torch.zeros(1, *input_shape))
+    try:
+        with torch.no_grad():
+            twin(torch.zeros(1, *input_shape))
+    except RuntimeError as error:
+        raise ValueError(f"an image {input_shape} does not fit the model: {error}") from error
     return rows
 
 
@@ -586,7 +609,13 @@ def make_record(
     epochs: int,
     **extra: object,
 ) -> dict:
-    """Everything about one run that a reader may ask for later; the result is the last epoch."""
+    """Everything about one run that a reader may ask for later; the result is the last epoch.
+
+    Raises:
+        ValueError: if the history is empty or the hyperparameters lack the batch size.
+    """
+    _require("batch_size" in hyperparameters, "hyperparameters must name the batch_size")
+    _require(bool(history.get("seconds")), "the history is empty: no epoch was completed")
     wrong = (test.logits.argmax(dim=1) != data.test.labels).nonzero().flatten()
     seconds = sum(history["seconds"])
     seen = len(history["seconds"]) * len(data.train.labels)
@@ -775,7 +804,7 @@ def use_style() -> None:
 
 def plot_digits(images: Tensor, titles: list[str], columns: int = 10, scale: float = 0.9) -> None:
     """A grid of digits (``[N, 28, 28]``), each under its title."""
-    _require(len(images) == len(titles), f"{len(images)} images, but {len(titles)} titles")
+    _require(len(images) == len(titles) > 0, f"{len(images)} images, but {len(titles)} titles")
     rows = -(-len(images) // columns)
     _, axes = plt.subplots(
         rows, columns, figsize=(columns * scale, rows * (scale + 0.28)), squeeze=False
@@ -804,6 +833,9 @@ def plot_curves(record: dict, before: dict | None = None) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     late = [v for r in (record, before or record) for v in r["history"]["val_accuracy"][1:]]
     axes[0].set(yscale="log", ylabel="cross-entropy loss")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter("{x:g}")  # 0.02, not 2 x 10^-2
+    axes[0].yaxis.set_minor_locator(NullLocator())
     axes[1].set(ylabel="accuracy (%)", ylim=(min(late, default=0.5) - 0.5, 100.05))
     axes[1].legend(fontsize=8, loc="lower right")
 
@@ -813,6 +845,9 @@ def plot_mistakes(data: Data, test: Evaluation, limit: int = 25) -> None:
     confidence, predicted = test.logits.softmax(dim=1).max(dim=1)
     wrong = (predicted != data.test.labels).nonzero().flatten()
     wrong = wrong[confidence[wrong].argsort(descending=True)][:limit]
+    if len(wrong) == 0:
+        print("no mistakes")
+        return
     titles = [
         f"{data.test.labels[i]} read {predicted[i]}\n{100 * confidence[i]:.0f} %" for i in wrong
     ]
@@ -825,25 +860,29 @@ def plot_mistakes(data: Data, test: Evaluation, limit: int = 25) -> None:
 
 def plot_steps(records: list[dict]) -> Figure:
     """Test accuracy (last epoch) and number of parameters, step by step, with the two rules."""
+    _require(len(records) > 0, "plot_steps needs at least one record")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     names = [record["name"].replace("_", " ") for record in records]
     accuracy = [record["test_accuracy"] for record in records]
     parameters = [record["parameters"] for record in records]
     axes[0].plot(names, accuracy, "o-", color=COLORS["test"])
-    axes[0].axhline(99.4, color=COLORS["before"], ls="--", lw=1)
     axes[0].set(ylabel="test accuracy (%)", title=f"Last epoch, one seed ({records[0]['dataset']})")
-    axes[0].margins(y=0.25)
-    bars = axes[1].bar(names, parameters, color=COLORS["train"], width=0.6)
-    axes[1].axhline(20_000, color=COLORS["before"], ls="--", lw=1)
-    axes[1].set(ylabel="parameters", title="Parameters")
-    axes[1].set_xlim(-0.6, max(len(records), 3) - 0.4)  # one bar alone would fill the panel
-    axes[1].bar_label(bars, [f"{n:,}" for n in parameters], fontsize=8)
     for i, value in enumerate(accuracy):
         axes[0].annotate(
-            f"{value:.2f}", (i, value), (0, 6), textcoords="offset points", ha="center"
+            f"{value:.2f}", (i, value), (0, 7), textcoords="offset points", ha="center"
         )
-    for axis in axes:
+    bars = axes[1].bar(names, parameters, color=COLORS["train"], width=0.85)
+    axes[1].bar_label(
+        bars, [f"{n:,}" for n in parameters], label_type="center", fontsize=8, color="white"
+    )
+    axes[1].set(ylabel="parameters", title="Parameters", ylim=(0, 25_000))
+    axes[0].set_ylim(min(*accuracy, 99.4) - 0.15, max(*accuracy, 99.4) + 0.15)
+    for axis, rule, label in zip(axes, (99.4, 20_000), ("99.4 %", "20,000"), strict=True):
+        axis.axhline(rule, color=COLORS["before"], ls="--", lw=1, zorder=0)
+        axis.set_xlim(-0.6, max(len(records), 3) - 0.4)  # one bar alone would fill the panel
+        axis.text(axis.get_xlim()[1], rule, f" {label}", va="center", fontsize=8)
         axis.tick_params(axis="x", rotation=30)
+        axis.grid(axis="x", visible=False)
         plt.setp(axis.get_xticklabels(), ha="right")
     return figure
 

@@ -413,3 +413,52 @@ def test_plots_draw_what_they_are_given(finished, digits):
     with pytest.raises(ValueError, match="3 images, but 2 titles"):
         utils.plot_digits(digits.test.images[:3], ["a", "b"])
     plt.close("all")
+
+
+# --- Bad input ------------------------------------------------------------------------------------
+
+
+def test_a_model_on_another_device_is_named(digits):
+    elsewhere = small_model().to("meta")
+    with pytest.raises(ValueError, match=r"share one device, found \['cpu', 'meta'\]"):
+        utils.evaluate(elsewhere, digits, digits.val)
+    optimizer = torch.optim.SGD(elsewhere.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="share one device"):
+        utils.fit(elsewhere, digits, optimizer, 1, 32, torch.Generator())
+
+
+def test_damaged_weights_do_not_evaluate(digits):
+    model = small_model()
+    nn.init.constant_(model[-1].weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        utils.evaluate(model, digits, digits.val)
+
+
+def test_a_negative_learning_rate_is_refused():
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.1"):  # by PyTorch
+        torch.optim.SGD(small_model().parameters(), lr=-0.1)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (3, 28, 28), (1, 4, 4)])
+def test_layer_table_names_a_shape_that_does_not_fit(shape):
+    with pytest.raises(ValueError, match=r"input_shape must be|does not fit the model"):
+        utils.layer_table(small_model(), shape)
+
+
+def test_an_empty_history_makes_no_record(finished, digits):
+    model, record = finished
+    test = utils.evaluate(model, digits, digits.test)
+    arguments = ("steps", "toy", 0, model, digits)
+    with pytest.raises(ValueError, match="no epoch was completed"):
+        utils.make_record(*arguments, {"seconds": []}, test, {"batch_size": 1}, 1)
+    with pytest.raises(ValueError, match="batch_size"):
+        utils.make_record(*arguments, record["history"], test, {}, 1)
+
+
+def test_plots_refuse_nothing_and_allow_no_mistakes(finished, digits, capsys):
+    with pytest.raises(ValueError, match="at least one record"):
+        utils.plot_steps([])
+    test = utils.evaluate(finished[0], digits, digits.test)
+    perfect = test._replace(logits=torch.eye(10)[digits.test.labels], correct=360)
+    utils.plot_mistakes(digits, perfect)
+    assert "no mistakes" in capsys.readouterr().out
