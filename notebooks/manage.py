@@ -156,6 +156,9 @@ def results_table() -> str:
             f"| [{name}](notebooks/{name}.ipynb) | {idea} | {record['parameters']:,} "
             f"| {record['test_accuracy']:.2f} % | {badge} |"
         )
+    tried = len(utils.load_records("search"))
+    lines += ["", f"One seed each, {records[name]['epochs']} epochs, 55,000 training images."]
+    lines[-1] += f" {tried} configurations were tried on the validation images on the way here."
     return "\n".join(lines)
 
 

@@ -205,7 +205,8 @@ def test_no_half_written_files_among_the_results():
     for path in files:
         if path.suffix == ".json":
             record = utils.load_record(path)
-            assert path == utils.record_path(record)
+            assert path.name == f"{record['name']}-seed{record['seed']}.json"
+            assert path.parent.name == record["study"]
 
 
 def test_readme_agrees_with_the_records():
