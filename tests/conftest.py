@@ -35,3 +35,10 @@ def digits(monkeypatch):
     monkeypatch.setenv("DATASET", "digits")
     monkeypatch.delenv("SMOKE_TEST", raising=False)
     return utils.load_mnist()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Count the bad days that the data loader was put through."""
+    cases = [r for r in terminalreporter.getreports("passed") if "test_data.py" in r.nodeid]
+    if cases:
+        terminalreporter.write_line(f"data on bad days: {len(cases)} cases passed")
