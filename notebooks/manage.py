@@ -11,6 +11,7 @@ import difflib
 import itertools
 import os
 import re
+import statistics
 import sys
 import tomllib
 from pathlib import Path
@@ -138,27 +139,33 @@ def colab_url(name: str) -> str:
 
 
 def results_table() -> str:
-    """README's table, one row per step, from the records of study ``steps``."""
+    """README's headline and table, from the records of the studies ``seeds`` and ``steps``."""
     import utils  # not above: the other commands should not wait for torch
 
     records = {record["name"]: record for record in utils.load_records("steps")}
+    last = [record["test_accuracy"] for record in utils.load_records("seeds")]
     lines = [
+        f"**Over {len(last)} seeds step 6 reaches {statistics.mean(last):.3f} % on average** "
+        f"(last epoch; std {statistics.stdev(last):.3f}, min {min(last):.2f} %, "
+        f"max {max(last):.2f} %): "
+        "[08_many_seeds](notebooks/08_many_seeds.ipynb). The table shows one seed each.",
+        "",
         "| notebook | idea | parameters | test accuracy, last epoch | |",
         "| --- | --- | ---: | ---: | --- |",
     ]
     for name, idea in STEPS.items():
         record = records[name]
-        badge = f"[![Open in Colab](images/colab-badge.svg)]({colab_url(name)})"
-        badge = badge.replace(
-            "images/", "https://colab.research.google.com/assets/"
-        )  # the official badge
+        badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
         lines.append(
             f"| [{name}](notebooks/{name}.ipynb) | {idea} | {record['parameters']:,} "
-            f"| {record['test_accuracy']:.2f} % | {badge} |"
+            f"| {record['test_accuracy']:.2f} % | {badge}({colab_url(name)}) |"
         )
-    tried = len(utils.load_records("search"))
-    lines += ["", f"One seed each, {records[name]['epochs']} epochs, 55,000 training images."]
-    lines[-1] += f" {tried} configurations were tried on the validation images on the way here."
+    tried, epochs = len(utils.load_records("search")), records[name]["epochs"]
+    lines += [
+        "",
+        f"{epochs} epochs, 55,000 training images. On the way here {tried} configurations",
+    ]
+    lines[-1] += " were tried on the validation images."
     return "\n".join(lines)
 
 
