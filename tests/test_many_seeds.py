@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,7 +70,6 @@ def test_the_study_runs_on_a_cluster_started_by_hand(toy):
         for process in reversed(processes):
             process.terminate()
             process.wait(20)
-            time.sleep(0)
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(monkeypatch, capsys):
