@@ -460,6 +460,8 @@ def fit(
     """
     _require(epochs >= 1, f"epochs must be at least 1, got {epochs}")
     history = {key: [] for key in (*HISTORY_KEYS, *["test_accuracy"] * test_every_epoch)}
+    if data.name != "MNIST":  # a table of the stand-in must say so
+        print(f"data set: {data.name}")
     print("epoch  train loss  train acc %  val loss  val acc %  learning rate  seconds")
     try:
         for epoch in range(1, epochs + 1):

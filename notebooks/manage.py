@@ -165,7 +165,7 @@ def results_table() -> str:
         "",
         f"{epochs} epochs, 55,000 training images. On the way here {tried} configurations",
     ]
-    lines[-1] += " were tried on the validation images."
+    lines[-1] += " were run to their end and compared on the validation images."
     return "\n".join(lines)
 
 

@@ -147,10 +147,8 @@ def test_neighbours_differ_only_in_the_tagged_cells(before, after):
 
 @pytest.mark.parametrize(("before", "after"), itertools.pairwise(STEPS))
 def test_the_diff_shown_is_the_diff(before, after):
-    shown = re.findall(r"```diff\n.*?```", str(read(ROOT / f"notebooks/{after}.ipynb").cells), re.S)
-    text = "\n".join(
-        c.source for c in read(ROOT / f"notebooks/{after}.ipynb").cells if c.cell_type == "markdown"
-    )
+    cells = read(ROOT / f"notebooks/{after}.ipynb").cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     shown = re.findall(r"```diff\n.*?```", text, re.S)
     assert shown == [manage.change_diff(before, after)]
 
