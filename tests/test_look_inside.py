@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -129,9 +130,36 @@ def test_missing_or_damaged_weights_give_one_sentence_and_the_command(tmp_path, 
         content = path.with_suffix(".safetensors").read_bytes()
         path.with_suffix(".safetensors").write_bytes(content[: len(content) // 2])
     scope = run("model", "load", DROPOUT=0.01, SEED=0, device=torch.device("cpu"))
-    with pytest.raises(RuntimeError, match=f"python notebooks/manage.py run {name}") as caught:
+    with pytest.raises(RuntimeError, match=f"python notebooks/manage.py run {name}$") as caught:
         scope["load_step"](name, tmp_path)
-    assert path.name in str(caught.value)
+    message = str(caught.value)
+    assert path.name in message and "\n" not in message and ". " not in message
+
+
+def test_retraining_trains_the_seed_that_is_looked_at(monkeypatch):
+    """``RETRAIN`` runs the steps' notebooks; here they are only counted, and their seed is read."""
+    seeds = []
+
+    class Client:
+        def __init__(self, notebook, timeout):
+            assert timeout is None
+            scope = {}
+            for cell in notebook.cells:
+                if "parameters" in cell.metadata.get("tags", []):
+                    exec(cell.source, scope)
+            seeds.append(scope["SEED"])
+
+        def execute(self):
+            pass
+
+    monkeypatch.chdir(utils.HERE / "notebooks")
+    monkeypatch.setattr("nbclient.NotebookClient", Client)
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+    steps = {"step 4": "04_gap_fc", "step 5": "05_augmentation", "step 6": "06_lr_schedule"}
+    for data, study in (("MNIST", "steps"), (utils.DIGITS_NAME, "scratch/steps")):
+        scope = {"RETRAIN": True, "SEED": 3, "STEPS": steps, "data": SimpleNamespace(name=data)}
+        assert run("retrain", utils=utils, **scope)["study"] == study
+    assert seeds == [3] * 6
 
 
 # --- What is measured -----------------------------------------------------------------------------
@@ -179,6 +207,26 @@ def test_the_receptive_field_is_where_the_gradient_can_be(model):
             rows = gradient[0, 0].sum(1).nonzero().flatten().tolist()
             first, last = scope["receptive_field"](block, unit)
             assert rows == list(range(max(first, 0), min(last, 27) + 1))
+
+
+def test_erasing_ink_is_what_captum_measures(model):
+    """Each pixel: the mean fall of the lead over all 5 x 5 squares that cover it, one by one."""
+    data = SimpleNamespace(normalize=lambda pixels: (pixels - 0.1307) / 0.3081)
+    image = prepare(EXAMPLE)["centred in 28"]
+    found = run("occlusion", data=data)["occlusion"](model, image, 5, 3)
+    squares = list(np.ndindex(24, 24))
+    erased = image.repeat(len(squares) + 1, 1, 1)  # the last one stays whole
+    for picture, (row, column) in zip(erased, squares, strict=False):
+        picture[row : row + 5, column : column + 5] = 0
+    with torch.no_grad():
+        logits = model(data.normalize(erased[:, None].float() / 255))
+    lead = logits[:, 5] - logits[:, 3]
+    total, count = torch.zeros(2, 28, 28)
+    for fall, (row, column) in zip(lead[-1] - lead, squares, strict=False):
+        total[row : row + 5, column : column + 5] += fall
+        count[row : row + 5, column : column + 5] += 1
+    assert torch.allclose(found, total / count, atol=1e-4)
+    assert found.shape == (28, 28) and found.max() > 1
 
 
 # --- Your own digit -------------------------------------------------------------------------------
