@@ -32,6 +32,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -43,6 +44,18 @@ def _require(condition: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def _require_model(model: object) -> None:
+    """Raise a TypeError unless it is a network."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _require_fields(record: dict, *fields: str) -> None:
+    """Raise a ValueError that names the fields that a record lacks."""
+    missing = sorted(set(fields) - set(record))
+    _require(not missing, f"the record lacks {missing}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -82,6 +95,7 @@ def seed_everything(seed: int) -> torch.Generator:
 
 def environment(device: torch.device) -> dict:
     """Where a run happens: ``device`` (name), ``threads`` and ``versions``, for its record."""
+    device = torch.device(device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -145,7 +159,10 @@ def split_indices(images: int, val_images: int = 5_000) -> tuple[Tensor, Tensor]
     Raises:
         ValueError: unless ``0 < val_images < images``.
     """
-    _require(0 < val_images < images, f"need 0 < val_images < {images}, got {val_images}")
+    whole = isinstance(val_images, int) and isinstance(images, int)
+    _require(
+        whole and 0 < val_images < images, f"need 0 < val_images < {images}, got {val_images!r}"
+    )
     order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
     return order[val_images:], order[:val_images]
 
@@ -184,6 +201,7 @@ def download_mnist(cache: Path) -> Path:
         RuntimeError: if a mirror delivers files with a wrong checksum.
         OSError: if the cache folder cannot be written.
     """
+    cache = Path(cache)
     with contextlib.suppress(FileNotFoundError, ValueError):
         verify_files(cache)
         return cache
@@ -272,8 +290,18 @@ def _load_both() -> tuple[Split, Split, str]:
             print("WARNING:", line)
     if root is None:
         return *_load_digits(), DIGITS_NAME
-    train, test = MNIST(root, train=True), MNIST(root, train=False)
-    return Split(train.data, train.targets), Split(test.data, test.targets), "MNIST"
+    return _read_files(root, "train"), _read_files(root, "t10k"), "MNIST"
+
+
+def _read_files(root: Path, part: str) -> Split:
+    """Images and labels from the files that were verified, and from no others.
+
+    ``MNIST(root)`` would prefer what torchvision of 2019 left beside them, in ``MNIST/processed/``:
+    unverified, and pickled.
+    """
+    raw = str(Path(root) / "MNIST" / "raw" / part)
+    images = read_image_file(f"{raw}-images-idx3-ubyte")
+    return Split(images, read_label_file(f"{raw}-labels-idx1-ubyte"))
 
 
 def load_mnist(device: torch.device | str = "cpu", val_images: int = 5_000) -> Data:
@@ -290,6 +318,7 @@ def load_mnist(device: torch.device | str = "cpu", val_images: int = 5_000) -> D
         FileNotFoundError, ValueError: if a file in MNIST_DIR is missing or damaged.
         RuntimeError: if a mirror delivers files with a wrong checksum.
     """
+    split_indices(60_000, val_images)  # a bad number is told before a download, not after
     full, test, name = _load_both()
     train_ids, val_ids = split_indices(
         len(full.labels), val_images if name == "MNIST" else len(full.labels) // 10
@@ -322,10 +351,12 @@ def batches(
         f"images must be uint8 [N, H, W] with N > 0, got {images.dtype} {list(images.shape)}",
     )
     _require(
-        labels.shape == images.shape[:1] and labels.min() >= 0 and labels.max() <= 9,
-        f"labels must be {len(images)} integers in 0-9, got {list(labels.shape)}",
+        labels.shape == images.shape[:1] and labels.dtype == torch.int64,
+        f"labels must be {len(images)} int64 in 0-9, got {labels.dtype} {list(labels.shape)}",
     )
-    _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    low, high = labels.min().item(), labels.max().item()
+    _require(low >= 0 and high <= 9, f"labels must be in 0-9, got {low} to {high}")
+    _require_batch_size(batch_size)
     order = None
     if generator is not None:
         order = torch.randperm(len(images), generator=generator).to(images.device)
@@ -333,6 +364,12 @@ def batches(
         stop = start + batch_size
         ids = slice(start, stop) if order is None else order[start:stop]
         yield images[ids].unsqueeze(1).float() / 255, labels[ids]
+
+
+def _require_batch_size(batch_size: object) -> None:
+    """Raise a ValueError unless it is a whole number from 1."""
+    valid = isinstance(batch_size, int) and batch_size >= 1
+    _require(valid, f"batch_size must be a whole number, at least 1, got {batch_size!r}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -362,8 +399,15 @@ class Evaluation(NamedTuple):
 
 def _require_one_device(model: nn.Module, split: Split) -> None:
     """Raise a ValueError unless the model and the images are on the same kind of device."""
+    _require_model(model)
     places = {p.device.type for p in model.parameters()} | {split.images.device.type}
     _require(len(places) == 1, f"model and images must share one device, found {sorted(places)}")
+
+
+def _require_logits(logits: Tensor, images: int) -> None:
+    """Raise a ValueError unless the network answered each image with ten numbers."""
+    shape = list(logits.shape)
+    _require(shape == [images, 10], f"logits must be [{images}, 10] here, got {shape}")
 
 
 def train_epoch(
@@ -380,9 +424,10 @@ def train_epoch(
 
     Raises:
         FloatingPointError: naming epoch and batch, if a loss is not finite.
-        ValueError: if the model is on another device than the images.
+        ValueError: if the model is on another device than the images, or for a bad batch size.
     """
     _require_one_device(model, data.train)
+    _require_batch_size(batch_size)
     model.train()
     losses, correct = [], []
     total = -(-len(data.train.labels) // batch_size)
@@ -391,6 +436,7 @@ def train_epoch(
         if augment is not None:
             images = augment(images, generator)
         logits = model(data.normalize(images))
+        _require_logits(logits, len(labels))
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
@@ -431,6 +477,7 @@ def evaluate(model: nn.Module, data: Data, split: Split, batch_size: int = 1_000
     model.eval()
     logits = torch.cat([model(data.normalize(x)) for x, _ in batches(split, batch_size)])
     model.train(was_training)
+    _require_logits(logits, len(split.labels))
     if not torch.isfinite(logits).all():
         raise FloatingPointError("the network's logits are not finite: its weights are damaged")
     loss = F.cross_entropy(logits, split.labels, reduction="sum").item() / len(split.labels)
@@ -458,7 +505,8 @@ def fit(
         ValueError: if ``epochs`` is below 1.
         FloatingPointError: if a loss is not finite.
     """
-    _require(epochs >= 1, f"epochs must be at least 1, got {epochs}")
+    valid = isinstance(epochs, int) and epochs >= 1
+    _require(valid, f"epochs must be at least 1, got {epochs!r}")
     history = {key: [] for key in (*HISTORY_KEYS, *["test_accuracy"] * test_every_epoch)}
     if data.name != "MNIST":  # a table of the stand-in must say so
         print(f"data set: {data.name}")
@@ -512,6 +560,7 @@ class Layer(NamedTuple):
 
 def count_parameters(model: nn.Module) -> int:
     """All trainable parameters, shared ones once: the count that the budget of 20,000 is about."""
+    _require_model(model)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -524,6 +573,7 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...] = (1, 28, 28)) ->
     Raises:
         ValueError: if ``input_shape`` is not (channels, height, width) or does not fit the model.
     """
+    _require_model(model)
     _require(len(input_shape) == 3, f"input_shape must be (C, H, W), got {input_shape}")
     rows: list[Layer] = []
     field, jump = 1, 1
@@ -565,6 +615,7 @@ def _kernel_and_stride(layer: nn.Module, x: Tensor) -> tuple[int, int]:
 
 def print_layers(rows: list[Layer]) -> None:
     """Print the layer table, one aligned row per layer, and the totals."""
+    _require(all(isinstance(row, Layer) for row in rows), f"expected rows of Layer, got {rows}")
     print(f"{'layer':<18} {'output':>13} {'parameters':>11} {'receptive field':>16} {'MACs':>11}")
     for row in rows:
         size = " x ".join(map(str, row.output))
@@ -579,7 +630,11 @@ def torchsummary_table(model: nn.Module, input_shape: tuple[int, ...] = (1, 28, 
 
     torchsummary draws from the global random generator, would change batch norm's averages in train
     mode and assumes CUDA where there is CUDA: it gets a copy on the CPU in eval mode.
+
+    Raises:
+        ValueError: if ``input_shape`` does not fit the model.
     """
+    layer_table(model, input_shape)  # its errors say what does not fit
     twin, text = copy.deepcopy(model).cpu().eval(), io.StringIO()
     with torch.random.fork_rng(), contextlib.redirect_stdout(text), torch.no_grad():
         torchsummary.summary(twin, input_shape, device="cpu")
@@ -618,6 +673,7 @@ def make_record(
     """
     _require("batch_size" in hyperparameters, "hyperparameters must name the batch_size")
     _require(bool(history.get("seconds")), "the history is empty: no epoch was completed")
+    _require_logits(test.logits, len(data.test.labels))
     wrong = (test.logits.argmax(dim=1) != data.test.labels).nonzero().flatten()
     seconds = sum(history["seconds"])
     seen = len(history["seconds"]) * len(data.train.labels)
@@ -650,7 +706,14 @@ def record_path(record: dict, results: Path = RESULTS) -> Path:
 
     Publishable is a complete run on MNIST; a smoke test, a run on other data or a run stopped by
     hand must never overwrite a published record.
+
+    Raises:
+        ValueError: if the record lacks a field that says where it belongs, or one is no file name.
     """
+    _require_fields(record, "study", "name", "seed", "epochs", "dataset", "history")
+    for key in ("study", "name"):  # they become a folder and a file: "../x" would leave results/
+        plain = re.fullmatch(r"[\w-]+", str(record[key]))
+        _require(bool(plain), f"{key} must be letters, digits, _ and -, got {record[key]!r}")
     complete = len(record["history"]["seconds"]) == record["epochs"]
     public = record["dataset"] == "MNIST" and not record.get("smoke_test") and complete
     folder = results if public else results / "scratch"
@@ -663,8 +726,7 @@ def save_record(record: dict, results: Path = RESULTS) -> Path:
     Raises:
         ValueError: if a field is missing or a number is not finite.
     """
-    missing = RECORD_KEYS - set(record)
-    _require(not missing, f"the record lacks {sorted(missing)}")
+    _require_fields(record, *RECORD_KEYS)
     path = record_path(record, results)
     text = json.dumps(record, indent=1, allow_nan=False)
     # Lists of numbers on one line: a history stays readable, a diff small.
@@ -712,6 +774,7 @@ def load_records(study: str, dataset: str = "MNIST", results: Path = RESULTS) ->
 
 def save_weights(model: nn.Module, record: dict, results: Path = RESULTS) -> dict:
     """Save the weights as safetensors beside the record; return the record with name and hash."""
+    _require_model(model)
     path = record_path(record, results).with_suffix(".safetensors")
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     content = save(state, metadata={"record": path.with_suffix(".json").name})
@@ -725,6 +788,7 @@ def load_weights(model: nn.Module, record: dict, results: Path = RESULTS) -> nn.
     Raises:
         FileNotFoundError, ValueError: if the file is missing, damaged, or of another network.
     """
+    _require_model(model)
     path = record_path(record, results).with_suffix(".safetensors")
     remedy = f"Run notebooks/{record['name']}.ipynb to make it again."
     if not path.is_file():
@@ -746,6 +810,8 @@ RULES = (
 
 def judge(record: dict, model: nn.Module) -> list[tuple[str, str, str]]:
     """The five rules as (rule, what the run has, verdict); accuracy only on MNIST in full."""
+    _require_model(model)
+    _require_fields(record, "test_accuracy", "parameters", "epochs", "dataset")
     kinds = [type(layer).__name__ for layer in model.modules()]
     gap = any(
         isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1))
@@ -806,6 +872,7 @@ def use_style() -> None:
 
 def plot_digits(images: Tensor, titles: list[str], columns: int = 10, scale: float = 0.9) -> None:
     """A grid of digits (``[N, 28, 28]``), each under its title."""
+    _require(images.ndim == 3, f"images must be [N, 28, 28], got {list(images.shape)}")
     _require(len(images) == len(titles) > 0, f"{len(images)} images, but {len(titles)} titles")
     rows = -(-len(images) // columns)
     _, axes = plt.subplots(
@@ -820,6 +887,8 @@ def plot_digits(images: Tensor, titles: list[str], columns: int = 10, scale: flo
 
 def plot_curves(record: dict, before: dict | None = None) -> None:
     """Loss (log scale) and accuracy per epoch, training and validation; the step before in grey."""
+    for run in (record, before or record):
+        _require_fields(run, "history", "name", "dataset")
     _, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     styles = {"train": ("--", None, "training"), "val": ("-", "o", "validation")}
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
@@ -844,6 +913,7 @@ def plot_curves(record: dict, before: dict | None = None) -> None:
 
 def plot_mistakes(data: Data, test: Evaluation, limit: int = 25) -> None:
     """The misclassified test digits, the most confident first, with label and prediction."""
+    _require_logits(test.logits, len(data.test.labels))
     confidence, predicted = test.logits.softmax(dim=1).max(dim=1)
     wrong = (predicted != data.test.labels).nonzero().flatten()
     wrong = wrong[confidence[wrong].argsort(descending=True)][:limit]
@@ -863,6 +933,8 @@ def plot_mistakes(data: Data, test: Evaluation, limit: int = 25) -> None:
 def plot_steps(records: list[dict]) -> Figure:
     """Test accuracy (last epoch) and number of parameters, step by step, with the two rules."""
     _require(len(records) > 0, "plot_steps needs at least one record")
+    for record in records:
+        _require_fields(record, "name", "test_accuracy", "parameters", "dataset")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     names = [record["name"].replace("_", " ") for record in records]
     accuracy = [record["test_accuracy"] for record in records]
@@ -891,6 +963,9 @@ def plot_steps(records: list[dict]) -> Figure:
 
 def save_figure(name: str, data: Data, figure: Figure) -> None:
     """Save a figure as ``images/<name>.png``: only from full runs on MNIST."""
+    _require(bool(re.fullmatch(r"[\w-]+", name)), f"name must be a file's stem, got {name!r}")
+    _require(isinstance(figure, Figure), f"expected a Figure, got {type(figure).__name__}")
     if data.name == "MNIST" and not is_smoke_test():
-        IMAGES.mkdir(exist_ok=True)
-        figure.savefig(IMAGES / f"{name}.png", dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+        _write_atomically(IMAGES / f"{name}.png", picture.getvalue())

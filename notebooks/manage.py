@@ -35,6 +35,16 @@ STEPS = {
 }
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file at once: whoever is stopped half-way leaves the old one, not half of the new."""
+    temporary = path.with_name(f".{path.name}-new")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def run(name: str, parameters: dict | None = None, output: Path | None = None) -> Path:
     """Execute a copy of a notebook, its output shown as it comes; return the copy's path.
 
@@ -87,7 +97,7 @@ def execute(name: str) -> None:
                 raise RuntimeError(f"{path.name}, cell {cell.id} wrote to stderr: {output.text}")
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
-    nbformat.write(notebook, path)
+    replace_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
 def code_cells(name: str) -> dict[str, nbformat.NotebookNode]:
@@ -122,7 +132,7 @@ def write_diffs() -> None:
             if cell.cell_type == "markdown":
                 parts = re.split(r"```diff\n.*?```", cell.source, flags=re.S)
                 cell.source = diff.join(parts)
-        nbformat.write(notebook, path)
+        replace_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
 def settings() -> tuple[str, str]:
@@ -164,7 +174,7 @@ def results_table() -> str:
     tried, epochs = len(utils.load_records("search")), records[name]["epochs"]
     lines += [
         "",
-        f"{epochs} epochs, 55,000 training images. On the way here {tried} configurations",
+        f"{epochs} epochs, 55,000 training images. In all, {tried} configurations",
     ]
     lines[-1] += " were run to their end and compared on the validation images."
     return "\n".join(lines)
@@ -199,7 +209,7 @@ def rename(repository: str, ref: str) -> None:
         text = path.read_text()
         for old, new in swaps.items():
             text = text.replace(old, new)
-        path.write_text(text)
+        replace_text(path, text)
 
 
 def main() -> None:
@@ -228,7 +238,7 @@ def main() -> None:
     elif arguments.command == "refresh":
         write_diffs()
         readme = ROOT / "README.md"
-        readme.write_text(render_readme(readme.read_text()))
+        replace_text(readme, render_readme(readme.read_text()))
     else:
         rename(arguments.repository, arguments.ref)
 

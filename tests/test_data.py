@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torchvision.datasets import MNIST
 
 import utils
@@ -133,6 +134,17 @@ def test_mnist_dir_names_the_bad_file(tiny, tmp_path, monkeypatch, name, damage)
     with pytest.raises(error, match=rf"{name} is .*MNIST_DIR") as caught:
         utils.load_mnist()
     assert ("damaged" in str(caught.value)) == (damage != "missing")
+
+
+def test_what_an_old_torchvision_left_is_not_read(tiny, tmp_path, monkeypatch):
+    """Up to 2019 it kept pickled tensors beside the raw files, and today's still prefers them."""
+    processed = layout(tmp_path, tiny[0]) / "MNIST" / "processed"
+    processed.mkdir()
+    other = (torch.zeros(9, 28, 28, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
+    for name in ("training.pt", "test.pt"):
+        torch.save(other, processed / name)
+    monkeypatch.setenv("MNIST_DIR", str(tmp_path))
+    assert_good(utils.load_mnist())
 
 
 def test_mnist_dir_that_does_not_exist(monkeypatch, tmp_path):

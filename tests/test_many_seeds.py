@@ -1,6 +1,5 @@
 """The study of notebook 08: failures are reported, finished runs skipped, any cluster used."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -14,12 +13,20 @@ from nbformat.v4 import new_code_cell, new_notebook
 import manage
 import utils
 
+IMPORTS = """
+import difflib, os, statistics
+import nbformat
+from distributed import Client, as_completed
+from scipy import stats
+from tqdm import tqdm
+"""
+
 
 def cells(*keys: str, **scope: object) -> dict:
     """Execute cells of notebook 08 by their id; return their names."""
-    scope |= {"__name__": "__main__", "os": os, "utils": scope.get("utils", utils)}
+    scope |= {"__name__": "__main__", "utils": scope.get("utils", utils)}
     source = manage.code_cells("08_many_seeds")
-    exec("from distributed import Client, as_completed\nfrom tqdm import tqdm", scope)
+    exec(IMPORTS, scope)
     for key in keys:
         exec(source[key].source, scope)
     return scope
@@ -39,6 +46,10 @@ def toy(tmp_path, monkeypatch) -> Path:
     return tmp_path / "toy.ipynb"
 
 
+def jobs(toy: Path) -> list[tuple[Path, dict]]:
+    return [(toy, {"SEED": seed, "STUDY": "s"}) for seed in (0, 1, 2)]
+
+
 def check(failed: list[str], folder: Path) -> None:
     assert len(failed) == 1 and "seed 1 failed" in failed[0] and "seed one breaks" in failed[0]
     assert sorted(p.name for p in folder.glob("*.txt")) == ["s-0.txt", "s-2.txt"]
@@ -46,7 +57,7 @@ def check(failed: list[str], folder: Path) -> None:
 
 def test_a_failed_run_is_reported_and_does_not_stop_the_rest(toy):
     run_study = cells("run-one", "study")["run_study"]
-    check(run_study([0, 1, 2], "s", notebook=toy), toy.parent)
+    check(run_study(jobs(toy), cwd=toy.parent), toy.parent)
 
 
 def test_the_study_runs_on_a_cluster_started_by_hand(toy):
@@ -65,7 +76,7 @@ def test_the_study_runs_on_a_cluster_started_by_hand(toy):
         scope = cells("run-one", "study")
         with scope["Client"](address, timeout="30s") as client:
             client.wait_for_workers(2, timeout=60)
-        check(scope["run_study"]([0, 1, 2], "s", address, toy), toy.parent)
+        check(scope["run_study"](jobs(toy), address, toy.parent), toy.parent)
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -78,8 +89,91 @@ def test_an_interrupted_study_goes_on_where_it_stopped(monkeypatch, capsys):
     asked = []
     stored = [{"seed": seed, "dataset": "MNIST"} for seed in (0, 1, 2, 5)]
     fake = SimpleNamespace(load_records=lambda _: stored, is_smoke_test=lambda: False)
-    run_study = lambda seeds, *_: asked.extend(seeds) or []  # noqa: E731
-    names = {"SEEDS": 7, "STUDY": "s", "SCHEDULER": None, "run_study": run_study}
+    run_study = lambda jobs, *_: asked.extend(v["SEED"] for _, v in jobs) or []  # noqa: E731
+    names = {"SEEDS": 7, "STUDY": "s", "SCHEDULER": None, "STEP_6": None, "run_study": run_study}
     cells("run", **names, utils=fake)
     assert asked == [3, 4, 6]
     assert "4 of 7 runs have a record; to run now: 3" in capsys.readouterr().out
+
+
+def variants() -> dict:
+    """The cells that make the ablation's variants, executed."""
+    return cells("study", "variants", "make-variant")
+
+
+def test_a_variant_differs_from_its_step_in_the_edited_cell_only(tmp_path):
+    scope = variants()
+    for name, (source, _, edits) in scope["VARIANTS"].items():
+        path, diff = scope["make_variant"](name, tmp_path)
+        made = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+        step = nbformat.read(manage.NOTEBOOKS / f"{source}.ipynb", as_version=4).cells
+        differ = [cell.id for cell in step if made[cell.id] != cell.source]
+        assert differ == (["model"] if edits else []) and bool(diff) == bool(edits)
+
+
+def test_an_edit_that_finds_nothing_stops_the_ablation(tmp_path):
+    scope = variants()
+    scope["VARIANTS"]["nothing"] = ("06_lr_schedule", {}, [("not in the cell", "")])
+    with pytest.raises(ValueError, match="once in the network cell"):
+        scope["make_variant"]("nothing", tmp_path)
+
+
+def test_variants_lack_what_their_names_say(tmp_path):
+    """The network of each variant, built: its layers and its parameters."""
+    from torch import nn
+
+    scope, networks = variants(), {}
+    for name, (_, values, _) in scope["VARIANTS"].items():
+        notebook = nbformat.read(scope["make_variant"](name, tmp_path)[0], as_version=4)
+        source = next(cell.source for cell in notebook.cells if cell.id == "model")
+        names = {"nn": nn, "DROPOUT": 0.01} | values
+        exec(source, names)
+        networks[name] = names["model"]
+    has = {n: {type(m) for m in network.modules()} for n, network in networks.items()}
+    assert all((nn.BatchNorm2d in has[n]) == (n != "without_batch_norm") for n in has)
+    assert all((nn.AdaptiveAvgPool2d in has[n]) == (n != "flatten_head") for n in has)
+    rates = {m.p for m in networks["without_dropout"].modules() if isinstance(m, nn.Dropout)}
+    assert rates == {0.0}
+    assert utils.count_parameters(networks["flatten_head"]) == 24_826
+    for name in ("without_dropout", "without_augmentation", "constant_rate"):
+        assert utils.count_parameters(networks[name]) == 19_066
+
+
+def test_the_ablation_runs_only_what_has_no_record(monkeypatch, capsys):
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+    scope = cells("variants")
+    stored = [{"name": name, "seed": 0} for name in scope["VARIANTS"]][1:]
+    fake = SimpleNamespace(load_records=lambda _: stored, is_smoke_test=lambda: False)
+    asked = []
+    names = {
+        "ABLATION_SEEDS": 2,
+        "ABLATION": "a",
+        "SCHEDULER": None,
+        "VARIANTS": scope["VARIANTS"],
+        "notebooks": dict.fromkeys(scope["VARIANTS"], "path"),
+        "run_study": lambda jobs, *_: asked.extend(values for _, values in jobs) or [],
+    }
+    cells("run-ablation", **names, utils=fake)
+    first = next(iter(scope["VARIANTS"]))
+    expected = [(first, 0)] + [(name, 1) for name in scope["VARIANTS"]]
+    assert sorted((v["NAME"], v["SEED"]) for v in asked) == sorted(expected)
+    assert all(values["STUDY"] == "a" and values["BAR"] == 0 for values in asked)
+    assert [v["DROPOUT"] for v in asked if v["NAME"] == "without_dropout"] == [0.0]
+
+
+@pytest.mark.parametrize("study", ["seeds", "ablation"])
+def test_the_published_runs_are_comparable(study):
+    """Same data, epochs, threads and libraries throughout: only what is varied differs."""
+    records = utils.load_records(study)
+    keys = ("train_images", "val_images", "test_images", "epochs", "batch_size", "threads")
+    assert {tuple(r[key] for key in keys) for r in records} == {(55_000, 5_000, 10_000, 19, 128, 1)}
+    assert len({r["versions"]["torch"] for r in records}) == 1
+    seeds = {name: [] for name in {r["name"] for r in records}}
+    for record in records:
+        seeds[record["name"]].append(record["seed"])
+        assert record["test_accuracy"] == record["test_correct"] / 100
+    assert all(sorted(runs) == list(range(len(runs))) for runs in seeds.values())
+    if study == "ablation":
+        assert set(seeds) == set(cells("variants")["VARIANTS"])
+    else:
+        assert all(len(r["history"]["test_accuracy"]) == 19 for r in records)
