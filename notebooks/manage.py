@@ -2,7 +2,7 @@
 
 python notebooks/manage.py run [NAME]        run one (default: step 6) and show its verdict
 python notebooks/manage.py execute NAME ...  run in place from a clean kernel, to be committed
-python notebooks/manage.py readme            rewrite README's results from the records
+python notebooks/manage.py refresh           rewrite the diffs and README's results from the records
 python notebooks/manage.py rename OWNER/REPO put a fork's name into badges and set-up cells
 """
 
