@@ -57,7 +57,7 @@ def test_outputs_come_from_one_clean_full_run(path):
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     text = json.dumps(outputs)
     assert not re.search(r"/(root|home|work|tmp|Users|content)/|[A-Z]:\\\\\\\\", text)
-    assert "SMOKE TEST" not in text and "stand-in" not in text
+    assert "SMOKE TEST" not in text and utils.DIGITS_NAME not in text
 
 
 @notebooks
