@@ -397,11 +397,22 @@ class Evaluation(NamedTuple):
     logits: Tensor
 
 
-def _require_one_device(model: nn.Module, split: Split) -> None:
-    """Raise a ValueError unless the model and the images are on the same kind of device."""
+def _require_fitting(model: nn.Module, data: Data, split: Split) -> None:
+    """Raise a ValueError unless the model answers images of this split with ten numbers each."""
     _require_model(model)
     places = {p.device.type for p in model.parameters()} | {split.images.device.type}
     _require(len(places) == 1, f"model and images must share one device, found {sorted(places)}")
+    images, _ = next(batches(split, batch_size=2))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(data.normalize(images))
+    except RuntimeError as error:
+        shape = list(images.shape[1:])
+        raise ValueError(f"the model does not take images of shape {shape}: {error}") from error
+    finally:
+        model.train(was_training)
+    _require_logits(logits, len(images))
 
 
 def _require_logits(logits: Tensor, images: int) -> None:
@@ -424,9 +435,9 @@ def train_epoch(
 
     Raises:
         FloatingPointError: naming epoch and batch, if a loss is not finite.
-        ValueError: if the model is on another device than the images, or for a bad batch size.
+        ValueError: if the model does not fit the images or their device, or for a bad batch size.
     """
-    _require_one_device(model, data.train)
+    _require_fitting(model, data, data.train)
     _require_batch_size(batch_size)
     model.train()
     losses, correct = [], []
@@ -470,14 +481,13 @@ def evaluate(model: nn.Module, data: Data, split: Split, batch_size: int = 1_000
 
     Raises:
         FloatingPointError: if a logit is not finite.
-        ValueError: if the model is on another device than the images.
+        ValueError: if the model does not fit the images, or is on another device.
     """
-    _require_one_device(model, split)
+    _require_fitting(model, data, split)
     was_training = model.training
     model.eval()
     logits = torch.cat([model(data.normalize(x)) for x, _ in batches(split, batch_size)])
     model.train(was_training)
-    _require_logits(logits, len(split.labels))
     if not torch.isfinite(logits).all():
         raise FloatingPointError("the network's logits are not finite: its weights are damaged")
     loss = F.cross_entropy(logits, split.labels, reduction="sum").item() / len(split.labels)
@@ -942,9 +952,11 @@ def plot_steps(records: list[dict]) -> Figure:
     axes[0].plot(names, accuracy, "o-", color=COLORS["test"])
     axes[0].set(ylabel="test accuracy (%)", title=f"Last epoch, one seed ({records[0]['dataset']})")
     for i, value in enumerate(accuracy):
-        axes[0].annotate(
-            f"{value:.2f}", (i, value), (0, 7), textcoords="offset points", ha="center"
-        )
+        dip = (
+            accuracy[i - 1 : i] > [value] < accuracy[i + 1 : i + 2]
+        )  # the line rises on both sides
+        style = {"textcoords": "offset points", "ha": "center", "va": "top" if dip else "bottom"}
+        axes[0].annotate(f"{value:.2f}", (i, value), (0, -6 if dip else 5), **style)
     bars = axes[1].bar(names, parameters, color=COLORS["train"], width=0.85)
     axes[1].bar_label(
         bars, [f"{n:,}" for n in parameters], label_type="center", fontsize=8, color="white"

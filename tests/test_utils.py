@@ -287,12 +287,13 @@ def test_receptive_field_against_the_gradient(kernels, strides, dilations):
     model = nn.Sequential(*layers)
     for layer in layers:
         nn.init.ones_(layer.weight)
-    image = torch.ones(1, 1, 96, 96, requires_grad=True)
+    # 160: four dilated kernels of 5 with strides of 2 see at most 121 pixels
+    image = torch.ones(1, 1, 160, 160, requires_grad=True)
     output = model(image)
     output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
     touched = image.grad[0, 0].nonzero()
     extent = int((touched.max(0).values - touched.min(0).values + 1).max())
-    assert utils.layer_table(model, (1, 96, 96))[-1].receptive_field == extent
+    assert utils.layer_table(model, (1, 160, 160))[-1].receptive_field == extent
 
 
 def test_torchsummary_agrees_and_leaves_no_trace(capsys):
@@ -503,6 +504,7 @@ class Good:
         self.test = utils.evaluate(model, data, data.test)
         self.short = self.test._replace(logits=self.test.logits[:5])
         self.seven = nn.Sequential(nn.Flatten(), nn.Linear(784, 7))
+        self.colour = nn.Sequential(nn.Conv2d(3, 10, 28), nn.Flatten())  # takes three channels
         self.draws = torch.Generator()
 
     def optimizer(self, model=None) -> torch.optim.SGD:
@@ -542,7 +544,13 @@ BAD_INPUT: list[tuple[str, Callable[[Good], object], type[Exception], str]] = [
     ("load_mnist", lambda g: utils.load_mnist(val_images=0), ValueError, "0 < val_images"),
     ("batches", lambda g: [*utils.batches(random_split(3), 0)], ValueError, NO_BATCH + "0"),
     ("train_epoch", lambda g: g.epoch(batch_size=0), ValueError, NO_BATCH + "0"),
-    ("train_epoch", lambda g: g.epoch(g.seven), ValueError, r"be \[400, 10\].*got \[400, 7\]"),
+    ("train_epoch", lambda g: g.epoch(g.seven), ValueError, r"be \[2, 10\].*got \[2, 7\]"),
+    (
+        "train_epoch",
+        lambda g: g.epoch(g.colour),
+        ValueError,
+        r"take images of shape \[1, 28, 28\]: ",
+    ),
     ("train_epoch", lambda g: g.epoch(augment=lambda x, _: x[:1]), ValueError, r"got \[1, 10\]"),
     (
         "train_epoch",
@@ -551,7 +559,13 @@ BAD_INPUT: list[tuple[str, Callable[[Good], object], type[Exception], str]] = [
         "epoch 1, batch 1 of 4",
     ),
     ("evaluate", lambda g: utils.evaluate(None, g.data, g.data.val), TypeError, NO_MODEL + "None"),
-    ("evaluate", lambda g: utils.evaluate(g.seven, g.data, g.data.val), ValueError, "143, 7"),
+    ("evaluate", lambda g: utils.evaluate(g.seven, g.data, g.data.val), ValueError, r"\[2, 7\]"),
+    (
+        "evaluate",
+        lambda g: utils.evaluate(g.colour, g.data, g.data.val),
+        ValueError,
+        "not take images",
+    ),
     ("evaluate", lambda g: utils.evaluate(g.model, g.data, g.data.val, 0), ValueError, NO_BATCH),
     ("fit", lambda g: g.fit(epochs=0), ValueError, "epochs must be at least 1, got 0"),
     ("fit", lambda g: g.fit(epochs=1.5), ValueError, "epochs must be at least 1, got 1.5"),
