@@ -909,6 +909,8 @@ def plot_curves(record: dict, before: dict | None = None) -> None:
                 if run is before:
                     color, extra = COLORS["before"], f", {run['name'].replace('_', ' ')}"
                 style = {"color": color, "marker": marker, "ms": 3, "label": label + extra}
+                if run is before:  # not by colour alone: thinner, and hollow dots
+                    style |= {"lw": 1, "mfc": "white"}
                 axis.plot(range(1, len(values) + 1), values, line, **style)
         axis.set(xlabel="epoch", title=f"{metric.capitalize()} ({record['dataset']})")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -952,10 +954,9 @@ def plot_steps(records: list[dict]) -> Figure:
     axes[0].plot(names, accuracy, "o-", color=COLORS["test"])
     axes[0].set(ylabel="test accuracy (%)", title=f"Last epoch, one seed ({records[0]['dataset']})")
     for i, value in enumerate(accuracy):
-        dip = (
-            accuracy[i - 1 : i] > [value] < accuracy[i + 1 : i + 2]
-        )  # the line rises on both sides
+        dip = accuracy[i - 1 : i] > [value] < accuracy[i + 1 : i + 2]  # higher on both sides
         style = {"textcoords": "offset points", "ha": "center", "va": "top" if dip else "bottom"}
+        style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the lines
         axes[0].annotate(f"{value:.2f}", (i, value), (0, -6 if dip else 5), **style)
     bars = axes[1].bar(names, parameters, color=COLORS["train"], width=0.85)
     axes[1].bar_label(

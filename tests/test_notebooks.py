@@ -1,6 +1,7 @@
 """The notebooks as files: hygiene, the one-change rule, names, and numbers that match records."""
 
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -195,6 +196,12 @@ def test_the_steps_share_seed_epochs_and_batch_size():
 
 def test_step_6_meets_the_bar():
     assert published(STEPS[-1])["test_accuracy"] >= 99.5
+
+
+def test_step_1_prints_the_loops_as_they_are():
+    cell = next(c for c in code(ROOT / "notebooks" / "01_baseline.ipynb") if c.id == "loops")
+    loops = (utils.train_epoch, utils.evaluate)
+    assert cell.outputs[0].text == "".join(inspect.getsource(loop) + "\n" for loop in loops)
 
 
 def test_no_half_written_files_among_the_results():
