@@ -39,7 +39,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file at once: whoever is stopped half-way leaves the old one, not half of the new."""
     temporary = path.with_name(f".{path.name}-new")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -205,8 +205,9 @@ def rename(repository: str, ref: str) -> None:
         f'ref = "{old_ref}"': f'ref = "{ref}"',
         f"github.com/{old_repository}": f"github.com/{repository}",
     }
-    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]:
-        text = path.read_text()
+    # pyproject.toml last: it holds the old name, and a rename that was stopped can be repeated.
+    for path in [ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb")), ROOT / "pyproject.toml"]:
+        text = path.read_text(encoding="utf-8")
         for old, new in swaps.items():
             text = text.replace(old, new)
         replace_text(path, text)
@@ -218,18 +219,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     command = commands.add_parser("run")
-    command.add_argument("name", nargs="?", default="06_lr_schedule")
+    command.add_argument("name", nargs="?", default="06_lr_schedule", choices=names)
     command = commands.add_parser("execute")
-    command.add_argument("names", nargs="+")
+    command.add_argument("names", nargs="+", choices=names)
     commands.add_parser("refresh")
     command = commands.add_parser("rename")
     command.add_argument("repository")
     command.add_argument("--ref", default="main")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        path = run(arguments.name)
-        print("\n" + cell_output(path, "rules"))
+        # Another study: a run leaves the published records alone, execute renews them.
+        path = run(arguments.name, {"STUDY": "scratch"} if arguments.name in STEPS else None)
+        if arguments.name in STEPS:
+            print("\n" + cell_output(path, "rules"))
         print(f"executed notebook: {path.relative_to(ROOT)}")
         print("figures: in that notebook; the published ones in images/")
     elif arguments.command == "execute":

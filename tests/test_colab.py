@@ -55,6 +55,8 @@ def git(*arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
     """A bare clone of the working tree as it is, on the branch that the set-up cells name."""
+    if not (utils.HERE / ".git").exists():
+        pytest.skip("not a git checkout")
     folder = tmp_path_factory.mktemp("origin")
     listed = git("-C", utils.HERE, "ls-files", "-co", "--exclude-standard").splitlines()
     for name in listed:
@@ -185,6 +187,8 @@ def test_requirements_would_replace_nothing_there():
     lines = (utils.HERE / "requirements.txt").read_text().splitlines()
     wanted = [Requirement(text) for line in lines if (text := line.split("#")[0].strip())]
     shared = [need for need in wanted if need.name in PREINSTALLED]
+    if all(str(need.specifier).startswith("==") for need in wanted):
+        pytest.skip("pinned to the oldest versions by that job of the CI")
     assert len(shared) > 8
     assert [str(need) for need in shared if PREINSTALLED[need.name] not in need.specifier] == []
 

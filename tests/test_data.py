@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import socket
 import struct
 import threading
 import time
@@ -48,13 +49,13 @@ def tiny(monkeypatch):
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves ``server.files``; ``server.trouble(name, command)`` may return a bad answer."""
+    """Serves ``server.files``; ``server.trouble(path)`` may return a bad answer."""
 
     def do_GET(self):
         name = self.path.rsplit("/", 1)[-1]
         content = self.server.files[name]
         self.server.requests.append(name)
-        trouble = self.server.trouble and self.server.trouble(name, self.command)
+        trouble = self.server.trouble and self.server.trouble(self.path)
         (trouble or type(self).answer_well)(self, name, content)
 
     do_HEAD = do_GET
@@ -84,6 +85,7 @@ def mirror(tiny, monkeypatch):
         monkeypatch.setattr(time, "sleep", lambda _: None)
         yield server
         server.shutdown()
+        socket.setdefaulttimeout(None)  # two threads of one process share it, two notebooks do not
 
 
 def layout(root: Path, files: dict[str, bytes]) -> Path:
@@ -207,17 +209,15 @@ PASSING |= {"time-out": silent, "truncated": truncated, "HTML page": page}
 @pytest.mark.parametrize("trouble", PASSING)
 def test_a_trouble_that_passes_is_retried(mirror, tmp_path, monkeypatch, trouble):
     use_cache(monkeypatch, tmp_path / "cache")
-    left = [1]
+    labels = f"{NAMES[1]}.gz"
 
-    def once(name, command):
-        if command == "GET" and name.startswith("train-labels") and left:
-            left.pop()
-            return PASSING[trouble]
-        return None
+    def once(path):  # torchvision asks twice: first only whether it is redirected
+        hit = path.endswith(labels) and mirror.requests.count(labels) == 2
+        return PASSING[trouble] if hit else None
 
     mirror.trouble = once
     assert_good(utils.load_mnist())
-    assert not left
+    assert mirror.requests.count(labels) > 2, "the download itself was hit, and asked for again"
     assert_clean(tmp_path / "cache")
 
 
@@ -226,7 +226,7 @@ def test_an_unreachable_mirror_is_answered_with_the_stand_in(
     mirror, tmp_path, monkeypatch, trouble
 ):
     use_cache(monkeypatch, tmp_path / "cache")
-    mirror.trouble = lambda *_: PASSING[trouble]
+    mirror.trouble = lambda _: PASSING[trouble]
     with pytest.warns(UserWarning, match="NOT MNIST"):
         data = utils.load_mnist()
     assert data.name == utils.DIGITS_NAME
@@ -240,12 +240,37 @@ def test_a_wrong_checksum_is_never_answered_with_the_stand_in(
     mirror, tmp_path, monkeypatch, trouble
 ):
     use_cache(monkeypatch, tmp_path / "cache")
-    mirror.trouble = lambda *_: PASSING[trouble]
+    mirror.trouble = lambda _: PASSING[trouble]
     with pytest.raises(RuntimeError, match="wrong checksum"):
         utils.load_mnist()
     assert_clean(tmp_path / "cache")
     mirror.trouble = None
     assert_good(utils.load_mnist())
+
+
+@pytest.mark.parametrize("silence", ["404", "503", "time-out"])
+def test_not_even_if_the_mirror_is_gone_at_the_last_try(mirror, tmp_path, monkeypatch, silence):
+    use_cache(monkeypatch, tmp_path / "cache")
+    mirror.trouble = lambda _: page if len(mirror.requests) <= 2 else PASSING[silence]
+    with pytest.raises(RuntimeError, match="wrong checksum"):
+        utils.load_mnist()
+    assert_clean(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("other", ["404", "time-out"])
+@pytest.mark.parametrize("first", ["page", "good"])
+def test_two_mirrors_of_which_one_is_silent(mirror, tmp_path, monkeypatch, first, other):
+    use_cache(monkeypatch, tmp_path / "cache")
+    mirrors = [f"{MNIST.mirrors[0]}{name}/" for name in ("silent", first)]
+    monkeypatch.setattr(MNIST, "mirrors", mirrors)
+    answers = {"silent": PASSING[other], "page": page, "good": None}
+    mirror.trouble = lambda path: answers[path.split("/")[1]]
+    if first == "good":
+        assert_good(utils.load_mnist())
+    else:
+        with pytest.raises(RuntimeError, match="wrong checksum"):
+            utils.load_mnist()
+    assert_clean(tmp_path / "cache")
 
 
 # --- Cache: what earlier runs may have left -------------------------------------------------------
@@ -284,13 +309,16 @@ def test_a_full_or_read_only_cache(mirror, tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     use_cache(monkeypatch, tmp_path / "cache")
-    monkeypatch.setattr(utils, "MNIST", fail)
+    monkeypatch.setattr(utils, "download_and_extract_archive", fail)
     with pytest.raises(OSError, match=r"cannot keep MNIST in .*MNIST_CACHE"):
         utils.load_mnist()
 
 
-def test_two_notebooks_at_once(mirror, tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", ["empty", "damaged"])
+def test_two_notebooks_at_once(mirror, tmp_path, monkeypatch, before):
     use_cache(monkeypatch, tmp_path / "cache")
+    if before == "damaged":
+        layout(tmp_path / "cache", dict.fromkeys(NAMES, b"half"))
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(utils.download_mnist(tmp_path / "cache")))

@@ -140,7 +140,7 @@ def test_a_stopped_refresh_leaves_the_old_page(tmp_path, monkeypatch):
     page, write = tmp_path / "README.md", Path.write_text
     page.write_text("old")
 
-    def stop_half_way(path, text):
+    def stop_half_way(path, text, **_):
         write(path, text[:4])
         raise KeyboardInterrupt
 

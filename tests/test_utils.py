@@ -17,6 +17,16 @@ from torch import nn
 import utils
 
 
+class Pair(nn.Linear):
+    """Returns two things where the loops expect one."""
+
+    def __init__(self):
+        super().__init__(784, 10)
+
+    def forward(self, images):
+        return super().forward(images.flatten(1)), images
+
+
 def small_model(widths=(4, 6)) -> nn.Sequential:
     a, b = widths
     return nn.Sequential(
@@ -357,7 +367,7 @@ KILLED_AT_EACH_EVENT = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import torch, utils
+import safetensors.torch, torch, utils
 results, old = Path(sys.argv[2]), utils.load_record(sys.argv[3])
 model, new = torch.nn.Linear(3, 3), old | {"seconds": 0.0}
 path = utils.record_path(old, results)
@@ -381,7 +391,7 @@ while True:
     assert found["seconds"] == 0.0 or (killed and found == old), moments
     weights = path.with_suffix(".safetensors")
     if weights.exists():
-        utils.load_file(weights)
+        safetensors.torch.load_file(weights)
     if not killed:
         break
 print(moments - 1)
@@ -424,7 +434,13 @@ def test_the_five_rules_are_judged(finished):
     assert utils.judge(record, model)[0][2] == "not judged: not MNIST"
     smoke = record | {"dataset": "MNIST", "smoke_test": True}
     assert utils.judge(smoke, model)[0][2] == "not judged: smoke test"
+    stopped = record | {"dataset": "MNIST", "epochs": 3}
+    assert utils.judge(stopped, model)[0][2] == "not judged: stopped early"
+    as_convolution = nn.Sequential(*model[:-1], nn.Dropout2d(0.1), nn.Conv2d(24, 10, 1))
+    *_, dropout, head = utils.judge(record, as_convolution)
+    assert dropout[1:] == ("batch norm, dropout 0.1", "pass") and head[2] == "pass"
     bad = record | {"dataset": "MNIST", "test_accuracy": 99.39, "parameters": 20_000, "epochs": 20}
+    bad["history"] = {"seconds": [1.0] * 20}
     plain = nn.Sequential(nn.Conv2d(1, 10, 28), nn.Dropout(0.0), nn.Flatten())
     assert [verdict for *_, verdict in utils.judge(bad, plain)] == ["FAIL"] * 5
 
@@ -504,6 +520,7 @@ class Good:
         self.test = utils.evaluate(model, data, data.test)
         self.short = self.test._replace(logits=self.test.logits[:5])
         self.seven = nn.Sequential(nn.Flatten(), nn.Linear(784, 7))
+        self.pair = Pair()
         self.colour = nn.Sequential(nn.Conv2d(3, 10, 28), nn.Flatten())  # takes three channels
         self.draws = torch.Generator()
 
@@ -597,6 +614,10 @@ BAD_INPUT: list[tuple[str, Callable[[Good], object], type[Exception], str]] = [
     ("load_weights", lambda g: utils.load_weights(g.model, {}, g.folder), ValueError, LACKS),
     ("load_weights", lambda g: utils.load_weights(1, g.record, g.folder), TypeError, NO_MODEL),
     ("judge", lambda g: utils.judge({}, g.model), ValueError, LACKS),
+    ("record_path", lambda g: utils.record_path(g.record | {"seed": "../0"}), ValueError, "seed"),
+    ("record_path", lambda g: utils.record_path(g.record | {"history": {}}), ValueError, "seconds"),
+    ("layer_table", lambda g: utils.layer_table(g.model, 28), ValueError, r"\(C, H, W\), got 28"),
+    ("train_epoch", lambda g: g.epoch(g.pair), ValueError, "a tensor of logits, got tuple"),
     ("judge", lambda g: utils.judge(g.record, None), TypeError, NO_MODEL),
     ("print_rules", lambda g: utils.print_rules([("a",)], "x"), ValueError, "expected 3, got 1"),
     (
