@@ -725,11 +725,8 @@ def record_path(record: dict, results: Path = RESULTS) -> Path:
         ValueError: if the record lacks a field that says where it belongs, or one is no file name.
     """
     _require_fields(record, "study", "name", "seed", "epochs", "dataset", "history")
-    for key in (
-        "study",
-        "name",
-        "seed",
-    ):  # they become a folder and a file: "../x" would leave results/
+    # They become a folder and a file: "../x" would leave results/.
+    for key in ("study", "name", "seed"):
         plain = re.fullmatch(r"[\w-]+", str(record[key]))
         _require(bool(plain), f"{key} must be letters, digits, _ and -, got {record[key]!r}")
     _require("seconds" in record["history"], "the record's history lacks 'seconds'")
@@ -832,21 +829,27 @@ RULES = (
 )
 
 
+def _ingredients(model: nn.Module) -> tuple[bool, float, bool, bool]:
+    """Has it batch norm, how much dropout, has it GAP, has it an FC layer?"""
+    layers = list(model.modules())
+    drops = [m.p for m in layers if isinstance(m, nn.Dropout | nn.Dropout2d)]
+    pools = [m.output_size for m in layers if isinstance(m, nn.AdaptiveAvgPool2d)]
+    # A 1 x 1 convolution to ten channels beside GAP computes what an FC layer behind it does.
+    heads = [m.out_channels for m in layers if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    norm, linear = (any(isinstance(m, k) for m in layers) for k in (nn.BatchNorm2d, nn.Linear))
+    return (
+        norm,
+        max(drops, default=0.0),
+        any(s in (1, (1, 1)) for s in pools),
+        linear or 10 in heads,
+    )
+
+
 def judge(record: dict, model: nn.Module) -> list[tuple[str, str, str]]:
     """The five rules as (rule, what the run has, verdict); accuracy only on MNIST in full."""
     _require_model(model)
     _require_fields(record, "test_accuracy", "parameters", "epochs", "dataset", "history")
-    kinds = [type(layer).__name__ for layer in model.modules()]
-    gap = any(
-        isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1))
-        for m in model.modules()
-    )
-    drops = [m.p for m in model.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
-    norm, dropout, linear = "BatchNorm2d" in kinds, max(drops, default=0.0), "Linear" in kinds
-    linear |= any(  # a 1 x 1 convolution to ten channels beside GAP computes the same
-        isinstance(m, nn.Conv2d) and (m.kernel_size, m.out_channels) == ((1, 1), 10)
-        for m in model.modules()
-    )
+    norm, dropout, gap, linear = _ingredients(model)
     has = [
         f"{record['test_accuracy']:.2f} %",
         f"{record['parameters']:,}",
