@@ -342,10 +342,10 @@ def test_an_interrupted_study_goes_on_where_it_stopped(monkeypatch):
 def test_a_run_leaves_a_record_that_repeats(digits):
     scope, _ = scope_with("data", "train")
     with contextlib.redirect_stdout(io.StringIO()):
-        first, again = (scope["train"]("shared_1426", 5, RECIPES["shared_1426"]) for _ in range(2))
+        first, again = (scope["train"]("mixed_1594", 5, RECIPES["mixed_1594"]) for _ in range(2))
     assert first["history"]["train_loss"] == again["history"]["train_loss"]
-    assert (first["name"], first["seed"], first["parameters"]) == ("shared_1426", 5, 1_426)
-    assert first["hyperparameters"] == RECIPES["shared_1426"]
+    assert (first["name"], first["seed"], first["parameters"]) == ("mixed_1594", 5, 1_594)
+    assert first["hyperparameters"] == RECIPES["mixed_1594"]
     assert (first["train_images"], first["val_images"]) == (1_294, 143)
     assert "test_accuracy" not in first["history"], "the test images are used once"
     assert len(first["read_as"]) == len(first["test_errors"])
@@ -357,13 +357,13 @@ def test_a_run_leaves_a_record_that_repeats(digits):
 # --- The frontier, on made-up records -------------------------------------------------------------
 
 MADE_UP = {
-    "shared_1426": [99.0, 99.02, 99.04],
+    "mixed_1594": [99.0, 99.02, 99.04],
     "plain_2546": [98.9],
     "mixed_2922": [99.2, 99.19, 99.21],
     "shared_4450": [],
-    "mixed_3498": [99.3, 99.5],
+    "mixed_4354": [99.3, 99.5],
     "plain_4400": [99.39] * 5 + [99.41] * 5,
-    "plain_6706": [99.45, 99.6, 99.5],
+    "mixed_7690": [99.45, 99.6, 99.5],
     "step 6": [99.55, 99.65],
 }
 
@@ -396,7 +396,7 @@ def shown(results: dict, monkeypatch, *ids: str, **more: object) -> tuple[dict, 
 
 def test_the_frontier_leaves_out_what_a_smaller_network_beats(monkeypatch):
     scope, _ = shown(MADE_UP, monkeypatch)
-    expected = ["shared_1426", "mixed_2922", "mixed_3498", "plain_6706", "step 6"]
+    expected = ["mixed_1594", "mixed_2922", "mixed_4354", "mixed_7690", "step 6"]
     assert scope["frontier"](scope["results"]) == expected
     assert scope["frontier"]({}) == []
 
@@ -405,13 +405,13 @@ def test_the_smallest_network_is_found_by_its_mean(monkeypatch):
     scope, text = shown(MADE_UP, monkeypatch, "bars")
     smallest = scope["smallest_at"]
     found = [smallest(bar, scope["results"]) for bar in (99.0, 99.2, 99.4, 99.5, 99.6, 99.61)]
-    assert found == ["shared_1426", "mixed_2922", "mixed_3498", "plain_6706", "step 6", None]
+    assert found == ["mixed_1594", "mixed_2922", "mixed_4354", "mixed_7690", "step 6", None]
     lines = {line[:4]: line for line in text.splitlines()}
     assert "3 of 3" in lines["99.0"] and lines["99.0"].endswith(
         "1,936 (99.10, validation split, one run)"
     )
     assert "2 of 3" in lines["99.2"] and "6,174" in lines["99.2"]
-    assert "1 of 2" in lines["99.4"] and "3,498   2  99.400 ± 0.141" in lines["99.4"]
+    assert "1 of 2" in lines["99.4"] and "4,354   2  99.400 ± 0.141" in lines["99.4"]
     assert "7,974" in lines["99.5"] and lines["99.6"].endswith("none")
 
 
@@ -421,13 +421,13 @@ def test_rounding_does_not_decide(monkeypatch):
     assert scope["smallest_at"](99.4, {"plain_4400": [99.39, 99.41]}) == "plain_4400"
     assert scope["smallest_at"](99.4, {"plain_4400": [99.39, 99.40]}) is None
     assert "plain_4400: 10 seeds, mean 99.400 (95 % interval 99.392 to 99.408): met" in text
-    assert "mixed_3498:" not in text, "two seeds are no claim"
+    assert "mixed_4354:" not in text, "two seeds are no claim"
 
 
 def test_what_a_parameter_buys(monkeypatch):
     lines = shown(MADE_UP, monkeypatch, "buys")[1].splitlines()
-    line = [line for line in lines if line.startswith("mixed_3498")][-1]  # below the results
-    assert line.split() == ["mixed_3498", "3,498", "60.0", "+576", "-20.0", "-34.7"]
+    line = [line for line in lines if line.startswith("mixed_4354")][-1]  # below the results
+    assert line.split() == ["mixed_4354", "4,354", "60.0", "+1,432", "-20.0", "-14.0"]
 
 
 REST = ("plot", "bars", "verdict", "buys", "underfit", "cost", "seconds", "labels", "focus")
