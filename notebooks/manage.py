@@ -148,8 +148,26 @@ def colab_url(name: str) -> str:
     return f"{address}/{repository}/blob/{ref}/notebooks/{name}.ipynb"
 
 
+def smallest_line(records: list[dict], bar: float = 99.4, seeds: int = 10) -> list[str]:
+    """README's sentence on the smallest network with a mean at the bar; none, no sentence."""
+    groups: dict[tuple[int, str], list[float]] = {}
+    for record in records:
+        key = record["parameters"], record["name"]
+        groups.setdefault(key, []).append(record["test_accuracy"])
+    enough = {k: v for k, v in groups.items() if len(v) >= seeds and statistics.mean(v) >= bar}
+    if not enough:
+        return []
+    (parameters, _), last = min(enough.items())
+    return [
+        "",
+        f"**{parameters:,} parameters are enough for {statistics.mean(last):.3f} % on average** "
+        f"({len(last)} seeds, std {statistics.stdev(last):.3f}, min {min(last):.2f} %, "
+        f"max {max(last):.2f} %): [09_smallest_network](notebooks/09_smallest_network.ipynb).",
+    ]
+
+
 def results_table() -> str:
-    """README's headline and table, from the records of the studies ``seeds`` and ``steps``."""
+    """README's headline and table, from the records of ``seeds``, ``smallest`` and ``steps``."""
     import utils  # not above: the other commands should not wait for torch
 
     steps = utils.load_records("steps")
@@ -160,6 +178,7 @@ def results_table() -> str:
         f"(last epoch; std {statistics.stdev(last):.3f}, min {min(last):.2f} %, "
         f"max {max(last):.2f} %): "
         "[08_many_seeds](notebooks/08_many_seeds.ipynb). The table shows one seed each.",
+        *smallest_line(utils.load_records("smallest")),
         "",
         "| notebook | idea | parameters | test accuracy, last epoch | |",
         "| --- | --- | ---: | ---: | --- |",

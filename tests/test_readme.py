@@ -95,6 +95,7 @@ def facts() -> set[str]:
     per_study = defaultdict(int)
     for (study, name), records in groups().items():
         per_study[study] += len(records)
+        per_study[study, name.split("-")[0]] += len(records)
         found |= of_one(records[0]) | {f"{len(records)}"}
         accuracy = [r["test_accuracy"] for r in records if r["test_accuracy"] is not None]
         if accuracy:  # the search never saw the test set

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import re
 import statistics
@@ -617,6 +618,24 @@ def test_the_bar_is_met_and_the_claims_have_their_seeds(means):
     assert 2 * PARAMETERS[smallest] < 6_174
 
 
+def test_the_text_about_the_frontier_says_what_the_records_say(means):
+    order = sorted(means, key=lambda name: (PARAMETERS[name], -means[name]))
+    best = [n for k, n in enumerate(order) if means[n] > max([0, *map(means.get, order[:k])])]
+    per_1_000 = [
+        1e5 * (means[after] - means[before]) / (PARAMETERS[after] - PARAMETERS[before])
+        for before, after in itertools.pairwise(best)
+    ]
+    assert per_1_000 == sorted(per_1_000, reverse=True) and per_1_000[-1] < 1
+    assert best[-2:] == ["mixed_7690", "step 6"]
+    for _, parameters, accuracy, _ in scope_with("published")[0]["PUBLISHED"]:
+        x = [math.log(PARAMETERS[name]) for name in best]
+        line = torch.tensor([math.log(100 - means[name]) for name in best])
+        k = max(k for k in range(len(x) - 1) if x[k] <= math.log(parameters))
+        share = (math.log(parameters) - x[k]) / (x[k + 1] - x[k])
+        ours = line[k] + share * (line[k + 1] - line[k])
+        assert 100 - accuracy > ours.exp(), f"{parameters} is published, and below our line"
+
+
 def test_the_text_about_unlearned_digits_says_what_the_records_say(means):
     groups = {name: [r for r in RECORDS if r["name"] == name] for name in SPECS}
     groups["step 6"] = utils.load_records("seeds")
@@ -626,3 +645,16 @@ def test_the_text_about_unlearned_digits_says_what_the_records_say(means):
         share[name] = train / (100 - means[name])
     assert share["mixed_1594"] > 0.7 and 0.4 < share["step 6"] < 0.6
     assert share["mixed_4354"] < share["shared_4450_5x5"] < share["shared_4450"]
+
+
+def test_readme_names_the_smallest_network_with_enough_seeds():
+    made_up = {("a", 2_000): [99.3] * 12, ("b", 3_000): [99.5] * 9, ("c", 4_000): [99.3, 99.5] * 5}
+    records = [
+        {"name": name, "parameters": parameters, "test_accuracy": accuracy}
+        for (name, parameters), values in made_up.items()
+        for accuracy in values
+    ]
+    (_, line) = manage.smallest_line(records)
+    assert line.startswith("**4,000 parameters are enough for 99.400 % on average** (10 seeds, ")
+    assert "std 0.105, min 99.30 %, max 99.50 %" in line
+    assert manage.smallest_line(records, bar=99.41) == []
