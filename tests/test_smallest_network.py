@@ -601,6 +601,7 @@ def test_the_text_about_the_search_says_what_the_records_say():
     assert val["20"] > val["06"], "batches of 32"
     assert train["30"] > 1.2 * train["19"], "step 6's regularisation"
     assert train["12"] < train["03"] and val["12"] > val["03"], "the weakest regularisation"
+    assert max(val, key=val.get) == "29" and sorted(train.values()).index(train["29"]) < 6
 
 
 @pytest.fixture
