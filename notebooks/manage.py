@@ -161,7 +161,7 @@ def smallest_line(records: list[dict], bar: float = 99.4, seeds: int = 10) -> li
     return [
         "",
         f"**{parameters:,} parameters are enough for {statistics.mean(last):.3f} % on average** "
-        f"({len(last)} seeds, std {statistics.stdev(last):.3f}, min {min(last):.2f} %, "
+        f"(last epoch; {len(last)} seeds, std {statistics.stdev(last):.3f}, min {min(last):.2f} %, "
         f"max {max(last):.2f} %): [09_smallest_network](notebooks/09_smallest_network.ipynb).",
     ]
 

@@ -656,6 +656,8 @@ def test_readme_names_the_smallest_network_with_enough_seeds():
         for accuracy in values
     ]
     (_, line) = manage.smallest_line(records)
-    assert line.startswith("**4,000 parameters are enough for 99.400 % on average** (10 seeds, ")
+    assert line.startswith(
+        "**4,000 parameters are enough for 99.400 % on average** (last epoch; 10 seeds, "
+    )
     assert "std 0.105, min 99.30 %, max 99.50 %" in line
     assert manage.smallest_line(records, bar=99.41) == []
