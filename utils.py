@@ -557,6 +557,63 @@ def _one_epoch(model, data, optimizer, batch_size, generator, augment, scheduler
 
 
 # --------------------------------------------------------------------------------------------------
+# Dropout with few random draws: what notebook 10 found worth having on a CPU
+# --------------------------------------------------------------------------------------------------
+
+
+def chosen_places(count: int, share: float) -> Tensor:
+    """The places, ascending, where ``count`` independent draws succeed with probability ``share``.
+
+    Drawn by their gaps, which are geometrically distributed: about ``count * share`` random numbers
+    instead of ``count`` (Devroye 1986, Non-Uniform Random Variate Generation, ch. XII).
+
+    Raises:
+        ValueError: unless ``count >= 0`` and ``0 < share < 1``.
+    """
+    good = isinstance(count, int) and count >= 0 and 0 < share < 1
+    _require(good, f"expected count >= 0 and 0 < share < 1, got {count!r} and {share!r}")
+    gaps = int(count * share + 6 * (count * share) ** 0.5 + 10)  # nearly always enough
+    places = torch.empty(gaps, dtype=torch.int64).geometric_(share).cumsum(0) - 1
+    while places[-1] < count:
+        more = torch.empty(gaps, dtype=torch.int64).geometric_(share)
+        places = torch.cat([places, places[-1] + more.cumsum(0)])
+    return places[places < count]
+
+
+class _ZeroSome(torch.autograd.Function):
+    """Zero the given places, scale the other numbers up; the same for the gradient."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, places: Tensor, share: float) -> Tensor:
+        result = images / (1 - share)  # dense, so its memory is one line of numbers
+        result.as_strided((result.numel(),), (1,)).index_fill_(0, places, 0)
+        ctx.save_for_backward(places)
+        ctx.share, ctx.strides = share, result.stride()
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        result = gradient.new_empty_strided(gradient.shape, ctx.strides)
+        torch.div(gradient, 1 - ctx.share, out=result)
+        result.as_strided((result.numel(),), (1,)).index_fill_(0, *ctx.saved_tensors, 0)
+        return result, None, None
+
+
+class SparseDropout(nn.Dropout):
+    """``nn.Dropout`` whose cost on a CPU follows the number of zeros, not of activations.
+
+    The masks have the same distribution (Hinton et al. 2012, arXiv:1207.0580), but are not the same
+    masks for a seed. On other devices, and for ``p`` of 0 or 1, it is ``nn.Dropout`` itself.
+    """
+
+    @torch.compiler.disable
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or not 0 < self.p < 1 or images.device.type != "cpu":
+            return super().forward(images)
+        return _ZeroSome.apply(images, chosen_places(images.numel(), self.p), self.p)
+
+
+# --------------------------------------------------------------------------------------------------
 # A look at the network
 # --------------------------------------------------------------------------------------------------
 

@@ -271,6 +271,108 @@ def test_an_interrupt_leaves_a_usable_history(digits, capsys):
     assert "stopped by hand after 1 of 3 epochs" in capsys.readouterr().out
 
 
+# --- Dropout by gaps ----------------------------------------------------------------------------
+
+
+@given(count=st.integers(1, 5_000), share=st.floats(0.005, 0.95), seed=st.integers(0, 2**31))
+@settings(max_examples=100, deadline=None)
+def test_places_are_distinct_sorted_and_inside(count, share, seed):
+    torch.manual_seed(seed)
+    places = utils.chosen_places(count, share)
+    assert ((places >= 0) & (places < count)).all()
+    assert (places.diff() > 0).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_places_have_the_distribution_of_independent_draws(share):
+    """Mean and variance of the number chosen; every place, and every neighbour pair, alike."""
+    torch.manual_seed(0)
+    count, times = 200, 4_000
+    chosen = torch.zeros(times, count)
+    for row in chosen:
+        row[utils.chosen_places(count, share)] = 1
+    numbers, sigma = chosen.sum(1), math.sqrt(count * share * (1 - share))
+    assert abs(numbers.mean() - count * share) < 5 * sigma / math.sqrt(times)
+    assert numbers.std() == pytest.approx(sigma, rel=0.07)
+    each = chosen.mean(0)
+    assert (each - share).abs().max() < 5 * math.sqrt(share * (1 - share) / times)
+    pairs = (chosen[:, 1:] * chosen[:, :-1]).mean()
+    error = math.sqrt(share**2 * (1 - share**2) / times / count)
+    assert abs(pairs - share**2) < 6 * error + 1e-4
+
+
+def test_more_gaps_are_drawn_when_the_first_ones_do_not_reach_the_end(monkeypatch):
+    short = lambda gaps, share: gaps.fill_(1)  # noqa: E731  (each place: gaps of one)
+    monkeypatch.setattr(torch.Tensor, "geometric_", short)
+    assert utils.chosen_places(500, 0.01).tolist() == list(range(500))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradient_layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_is_zero_where_the_output_is(layout, gradient_layout):
+    torch.manual_seed(1)
+    x = torch.ones(4, 6, 5, 7).contiguous(memory_format=layout).requires_grad_()
+    layer = utils.SparseDropout(0.2)
+    y = layer(x)
+    assert y.shape == x.shape and y.stride() == x.stride()
+    values = set(y.detach().flatten().tolist())
+    assert values == {0.0, 1.25}
+    y.backward(torch.ones_like(y).contiguous(memory_format=gradient_layout))
+    assert torch.equal(x.grad, y.detach())  # ones in, ones back: the same mask and scale
+    assert torch.equal(x.detach(), torch.ones_like(x))  # nothing in place
+    assert layer.eval()(x) is x and utils.SparseDropout(0.0).train()(x) is x
+
+
+def test_the_gradient_by_differences():
+    x = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    layer = utils.SparseDropout(0.3)
+
+    def zeroed(values):
+        torch.manual_seed(7)
+        return layer(values)
+
+    assert torch.autograd.gradcheck(zeroed, (x,))
+
+
+def test_sparse_dropout_repeats_with_the_seed_and_differs_between_calls():
+    layer, x = utils.SparseDropout(0.1), torch.ones(50, 50)
+    torch.manual_seed(0)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), first) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_nothing_and_everything_are_torchs_own(share):
+    x = torch.ones(3, 4)
+    assert torch.equal(utils.SparseDropout(share)(x), x * (1 - share))
+
+
+def test_sparse_dropout_counts_as_dropout():
+    model = nn.Sequential(nn.Conv2d(1, 10, 28), utils.SparseDropout(0.02), nn.Flatten())
+    assert utils._ingredients(model)[1] == 0.02
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (7,), (2, 3, 1, 1)])
+def test_sparse_dropout_takes_any_shape(shape):
+    assert utils.SparseDropout(0.5)(torch.ones(shape)).shape == shape
+
+
+def test_sparse_dropout_takes_a_slice_and_leaves_the_rest():
+    whole = torch.ones(4, 8, 5, 5)
+    part = whole[:, ::2, 1:4]
+    found = utils.SparseDropout(0.4)(part)
+    assert found.shape == part.shape
+    assert found.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert torch.equal(whole, torch.ones_like(whole))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_sparse_dropout_rejects(p):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        utils.SparseDropout(p)
+
+
 # --- A look at the network ------------------------------------------------------------------------
 
 
@@ -587,6 +689,10 @@ BAD_INPUT: list[tuple[str, Callable[[Good], object], type[Exception], str]] = [
     ("fit", lambda g: g.fit(epochs=0), ValueError, "epochs must be at least 1, got 0"),
     ("fit", lambda g: g.fit(epochs=1.5), ValueError, "epochs must be at least 1, got 1.5"),
     ("fit", lambda g: g.fit(batch_size=2.5), ValueError, NO_BATCH + "2.5"),
+    ("chosen_places", lambda _: utils.chosen_places(-1, 0.1), ValueError, "got -1 and 0.1"),
+    ("chosen_places", lambda _: utils.chosen_places(2.0, 0.1), ValueError, "got 2.0 and 0.1"),
+    ("chosen_places", lambda _: utils.chosen_places(5, 0.0), ValueError, "got 5 and 0.0"),
+    ("chosen_places", lambda _: utils.chosen_places(5, 1.0), ValueError, "got 5 and 1.0"),
     ("count_parameters", lambda g: utils.count_parameters("a"), TypeError, NO_MODEL + "str"),
     ("layer_table", lambda g: utils.layer_table(nn.Linear), TypeError, NO_MODEL + "type"),
     ("print_layers", lambda g: utils.print_layers([1]), ValueError, r"Layer, got \[1\]"),
