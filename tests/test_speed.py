@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import itertools
 import math
 import statistics
 
@@ -646,9 +647,8 @@ def test_the_tables_are_those_of_the_records(scope, family):
     cell = {"improvements": "print-improvements", "race": "print-race", "limit": "print-limit"}
     cell |= {"growth": "print-growth", "many": "print-many"}
     names = dict(scope)
-    if family in cell:
-        source = CELLS[cell[family]].source.split(f"\n{family} = measured")[0]
-        exec(source, names)
+    source = CELLS[cell.get(family, "measure-pipeline")].source
+    exec(source.split(f"\n{family} = measured")[0], names)
     names |= {"GROWTH": ("batch size", "width", "images")}
     output = shown(cell.get(family, "pipeline"))
     for record in [r for r in MEASURED if r["family"] == family]:
@@ -657,6 +657,79 @@ def test_the_tables_are_those_of_the_records(scope, family):
         for line in text.getvalue().splitlines()[1:]:
             assert line.rstrip() in output, line
         assert record["device"] in output
+
+
+def cpu(family: str) -> list[dict]:
+    """The rows of the CPU's record that the notebook's text speaks about."""
+    (record,) = [r for r in MEASURED if r["family"] == family and r["device"].startswith("cpu:")]
+    return record["rows"]
+
+
+def median_ratio(row: dict) -> float:
+    return statistics.median(second / first for first, second in row["images_per_second"])
+
+
+@published
+def test_the_text_on_the_pipeline_and_the_improvements_says_what_the_records_say(scope):
+    ratios = [median_ratio(row) for row in cpu("pipeline")]
+    assert min(ratios) > 2 and ratios[0] == min(ratios)  # workers do not help the usual pipeline
+    rows = {row["name"]: row for row in cpu("improvements")}
+    assert [name for name, row in rows.items() if scope["pays"](row, list(rows.values()))] == [
+        "dropout by gaps",
+        "all that pay",
+    ]
+    assert rows["all that pay"]["change"] == {"sparse": True}
+    ratio = {name: median_ratio(row) for name, row in rows.items() if "lacks" not in row}
+    assert ratio["contiguous memory"] < 0.8 and ratio["torch.compile"] < 0.9
+    assert rows["torch.compile"]["first_seconds"] > 10 and ratio["warp an epoch at once"] < 1
+    assert 0.05 < ratio["dropout by gaps"] / ratio["all that pay"] - 1 < 0.15
+
+
+@published
+def test_the_text_on_the_walks_and_the_race_says_what_the_records_say(scope):
+    names = scope | {"SMOKE": False}
+    walks = {name: steps for (name, kind), steps in walked().items() if kind == "cpu"}
+    means = {
+        name: {k: statistics.mean(v.values()) for k, v in steps.items()}
+        for name, steps in walks.items()
+    }
+    assert all((steps[1] > 99) == ("b512" not in name) for name, steps in means.items())
+    assert all(max(steps) == (4 if "b512" in name else 3) for name, steps in means.items())
+    rows = cpu("race")
+    times, r1, _ = names["race_times"]({"rows": rows})
+    assert {name.rpartition("_k")[0] for name in times} == set(walks)
+    slow = times["short_b512_a100_k4"]
+    assert slow == max(times.values()) and r1 > 10 * slow  # "no faster", "many times as long"
+    (reference,) = [row for row in rows if row["name"] == "R1"]
+    assert 15 < reference["epochs"] <= 20 and reference["reached"]
+    epoch = {row["name"]: row["seconds"] / row["epochs"] for row in rows}
+    for row in rows:
+        if row["name"] != "R1":  # epochs are the larger part of the factor
+            assert reference["epochs"] / row["epochs"] > epoch["R1"] / epoch[row["name"]] > 1
+
+
+@published
+def test_the_text_on_limits_growth_and_many_networks_says_what_the_records_say():
+    top, *rows = cpu("limit")
+    for row in rows:
+        arithmetic = 2 * row["macs"] / max(top["operations"].values())
+        memory = row["bytes"] / top["bytes"]
+        assert 0.8 < arithmetic / memory < 1.25
+        row["reached"] = max(arithmetic, memory) / statistics.median(row["seconds"])
+    shares = {row["name"]: row["reached"] for row in rows}
+    assert min(shares.values()) > 0.22 and max(shares.values()) == shares["late"] < 0.43
+    cost = {(r["what"], r["x"]): statistics.median(r["seconds"]) for r in cpu("growth")}
+    each = {x: seconds / x for (what, x), seconds in cost.items() if what == "batch size"}
+    assert each[16] > 2 * each[128] and each[256] < each[512] < each[1024] < 1.5 * each[256]
+    assert cost["width", 0.25] > 0.8 * cost["width", 1]
+    assert 2.5 < cost["width", 4] / cost["width", 2] < 4.5  # four times the MACs
+    parts = sorted((x, seconds) for (what, x), seconds in cost.items() if what == "images")
+    for (few, short), (many, long) in itertools.pairwise(parts):
+        assert long / short == pytest.approx(many / few, rel=0.2)
+    check, *rows = cpu("many")
+    for kind, limit in (("float32", check["float32"]["other memory format"]), ("float64", 1e-12)):
+        assert max(check[kind]["grouped"], check[kind]["stacked"]) < limit
+    assert all(median_ratio(r) < (1.12 if r["what"] == "grouped" else 0.9) for r in rows)
 
 
 def test_nothing_is_computed_twice_for_the_same_logits(scope):
