@@ -24,7 +24,8 @@ DEFINE = (
     *("sizes", "records", "measured", "model", "warp", "optimizer", "one-cycle", "step", "epoch"),
     *("graph", "record-graph", "graphed-step", "sparse-dropout-source", "clock"),
     *("usual", "usual-epoch", "ours", "variants", "available", "build", "pays", "compare", "names"),
-    *("jobs", "start", "train", "finish", "runs", "choice", "r1", "r1-run", "race", "race-times"),
+    *("jobs", "start", "train", "finish", "runs", "choice", "walk", "r1", "r1-run", "race"),
+    "race-times",
     *("passes", "count-step"),
     *("leaves", "together", "grouped", "stacked", "make-stacked", "singles"),
     *("one-after-another", "all-at-once", "draws", "check-many", "bars"),
@@ -112,10 +113,12 @@ def test_median_lies_between_minimum_and_maximum(scope, pairs):
 
 def test_an_improvement_pays_only_above_the_noise(scope):
     same = {"name": "the same again", "images_per_second": [[10, 10], [10, 9], [10, 11]]}
-    row = lambda *rates: {"images_per_second": [[10, rate] for rate in rates]}  # noqa: E731
+    row = lambda *r: {"name": "a", "images_per_second": [[10, rate] for rate in r]}  # noqa: E731
     judge = lambda found: scope["pays"](found, [same, found])  # noqa: E731
     assert judge(row(12, 13, 11.5)) and not judge(row(12, 13, 9.9))  # one pair was slower
     assert not judge(row(10.5, 10.6, 10.7))  # noise alone reached 11
+    late = {"name": "the same, at the end", "images_per_second": [[10, 13]] * 3}
+    assert not scope["pays"](row(12, 13, 11.5), [same, late])  # the machine grew restless
     assert not judge({"lacks": "needs a CUDA GPU"}) and not scope["pays"](same, [same])
 
 
@@ -332,23 +335,28 @@ def test_counted_by_hand(scope):
     """One convolution 1 -> 2 on 4 x 4 (maps of 2 x 2), ReLU, a linear layer 8 -> 3."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     layers = utils.layer_table(model, (1, 4, 4))
-    macs, size = scope["count_step"](layers, batch_size=5, input_size=16)
-    assert macs == 5 * (2 * 72 + 3 * 24)  # 72: 18 weights on 4 places; no gradient of the images
-    convolution = 2 * 16 + 2 * 8  # reads the images twice; writes 8 numbers, reads their gradient
-    relu, linear = 5 * 8, 3 * 8 + 3 * 3
-    weights = 10 * (18 + 27)
-    assert size == 4 * (5 * (convolution + relu + linear) + weights)
+    found = scope["count_step"](layers, batch_size=5, input_size=16)
+    # 72: 18 weights on 4 places; the images are read twice and need no gradient, so that of the
+    # output is read once.
+    assert found == [
+        (5 * 2 * 72, 4 * (5 * (2 * 16 + 2 * 8) + 10 * 18)),
+        (0, 4 * 5 * 5 * 8),
+        (0, 0),
+        (5 * 3 * 24, 4 * (5 * (3 * 8 + 3 * 3) + 10 * 27)),
+    ]
 
 
 def test_step_6_counted(scope):
     layers = utils.layer_table(scope["make_network"]())
-    macs, size = scope["count_step"](layers, 128)
+    macs, size = (sum(side) for side in zip(*scope["count_step"](layers, 128), strict=True))
     forward = sum(layer.macs for layer in layers)
     assert forward == 1_429_296
     assert macs == 128 * (3 * forward - 97_344)
     assert 100e6 < size < 300e6
-    twice = scope["count_step"](layers, 256)
+    twice = [sum(side) for side in zip(*scope["count_step"](layers, 256), strict=True)]
     assert twice[0] == 2 * macs and size < twice[1] < 2 * size  # the weights are read once
+    sparse, _ = zip(*scope["count_trunk"]("step6"), strict=True)
+    assert sum(sparse) == macs
 
 
 def test_every_kind_of_layer_is_counted(scope):
@@ -540,13 +548,17 @@ def test_a_failing_bar_stops_a_full_run_and_only_that(scope, capsys):
     record = {"device": "cpu: x", "threads": 2, "versions": {"torch": "2"}, "smoke_test": False}
     mnist = scope["data"]._replace(name="MNIST")
     names = scope | {"pipeline": [record], "race": [record], "verdicts": lambda *_: failing}
+    names |= {"walks": {scope["KIND"]: {}}, "race_times": lambda _: ({}, 1.0, True)}
     with pytest.raises(AssertionError, match="a bar"):
         exec(source, names | {"data": mnist})
     exec(source, names)  # the stand-in is not judged
     exec(source, names | {"data": mnist, "verdicts": lambda *_: [("a bar", "1.1", True)]})
     smoke = record | {"smoke_test": True}
     exec(source, names | {"data": mnist, "pipeline": [smoke], "race": [smoke]})
-    assert capsys.readouterr().out.count("not judged") == 2
+    text = capsys.readouterr().out
+    assert text.count("not judged") == 2 and "older than the walks" not in text
+    exec(source, names | {"reached": lambda _: ["new_k3"]})
+    assert "older than the walks" in capsys.readouterr().out
 
 
 # --- The published records ------------------------------------------------------------------------
@@ -609,7 +621,7 @@ def test_runs_keep_the_protocol():
 
 @published
 def test_a_walk_ends_where_its_mean_over_enough_seeds_reaches_99_4():
-    """Passed over is what three seeds out of three did not reach; the rest has all seeds."""
+    """By two standard errors. Passed over is what three seeds out of three did not reach."""
     walks = walked()
     assert len(walks) >= 3
     for (_, kind), steps in walks.items():
@@ -618,9 +630,10 @@ def test_a_walk_ends_where_its_mean_over_enough_seeds_reaches_99_4():
         for epochs, seeds in steps.items():
             assert sorted(seeds) == list(range(len(seeds)))
             few = len(seeds) == 3 and max(seeds.values()) < 99.4
-            assert len(seeds) >= (30 if kind == "cuda" else 10) or (few and epochs < last)
-            mean = statistics.mean(seeds.values())
-            assert (mean >= 99.4) == (epochs == last), (steps, mean)
+            assert len(seeds) >= (30 if kind == "cuda" else 20) or (few and epochs < last)
+            error = statistics.stdev(seeds.values()) / math.sqrt(len(seeds))
+            lowest = statistics.mean(seeds.values()) - 2 * error
+            assert (lowest >= 99.4) == (epochs == last), (steps, lowest)
 
 
 @published
@@ -682,7 +695,6 @@ def test_the_text_on_the_pipeline_and_the_improvements_says_what_the_records_say
     ratio = {name: median_ratio(row) for name, row in rows.items() if "lacks" not in row}
     assert ratio["contiguous memory"] < 0.8 and ratio["torch.compile"] < 0.9
     assert rows["torch.compile"]["first_seconds"] > 10 and ratio["warp an epoch at once"] < 1
-    assert 0.05 < ratio["dropout by gaps"] / ratio["all that pay"] - 1 < 0.15
 
 
 @published
@@ -694,12 +706,13 @@ def test_the_text_on_the_walks_and_the_race_says_what_the_records_say(scope):
         for name, steps in walks.items()
     }
     assert all((steps[1] > 99) == ("b512" not in name) for name, steps in means.items())
-    assert all(max(steps) == (4 if "b512" in name else 3) for name, steps in means.items())
+    assert all(max(steps) == (3 if "b128" in name else 4) for name, steps in means.items())
+    assert all(steps[2] < 99.4 for steps in means.values())
+    assert 99.4 - means["short_b128_a25_r20"][2] < 0.02  # "so close"
     rows = cpu("race")
     times, r1, _ = names["race_times"]({"rows": rows})
     assert {name.rpartition("_k")[0] for name in times} == set(walks)
-    slow = times["short_b512_a100_k4"]
-    assert slow == max(times.values()) and r1 > 10 * slow  # "no faster", "many times as long"
+    assert "b128" in min(times, key=times.get) and r1 > 10 * max(times.values())
     (reference,) = [row for row in rows if row["name"] == "R1"]
     assert 15 < reference["epochs"] <= 20 and reference["reached"]
     epoch = {row["name"]: row["seconds"] / row["epochs"] for row in rows}
@@ -709,19 +722,23 @@ def test_the_text_on_the_walks_and_the_race_says_what_the_records_say(scope):
 
 
 @published
-def test_the_text_on_limits_growth_and_many_networks_says_what_the_records_say():
+def test_the_text_on_limits_growth_and_many_networks_says_what_the_records_say(scope):
     top, *rows = cpu("limit")
+    rate, copied, shares = max(top["operations"].values()), top["bytes"], {}
     for row in rows:
-        arithmetic = 2 * row["macs"] / max(top["operations"].values())
-        memory = row["bytes"] / top["bytes"]
-        assert 0.8 < arithmetic / memory < 1.25
-        row["reached"] = max(arithmetic, memory) / statistics.median(row["seconds"])
-    shares = {row["name"]: row["reached"] for row in rows}
-    assert min(shares.values()) > 0.22 and max(shares.values()) == shares["late"] < 0.43
+        times = [(2 * macs / rate, size / copied) for macs, size in row["layers"]]
+        kinds = [x.name for x in utils.layer_table(scope["make_network"](row["name"]))]
+        for kind, (arithmetic, memory) in zip(kinds, times, strict=True):
+            if kind in ("BatchNorm2d", "ReLU"):
+                assert memory > arithmetic
+        first = [a > m for kind, (a, m) in zip(kinds, times, strict=True) if kind == "Conv2d"][1:]
+        assert all(first)  # all convolutions but the one of a single channel
+        shares[row["name"]] = sum(map(max, times)) / statistics.median(row["seconds"])
+    assert min(shares.values()) > 0.36 and max(shares.values()) == shares["late"] < 0.7
     cost = {(r["what"], r["x"]): statistics.median(r["seconds"]) for r in cpu("growth")}
     each = {x: seconds / x for (what, x), seconds in cost.items() if what == "batch size"}
     assert each[16] > 2 * each[128] and each[256] < each[512] < each[1024] < 1.5 * each[256]
-    assert cost["width", 0.25] > 0.8 * cost["width", 1]
+    assert cost["width", 0.25] > 0.75 * cost["width", 1]
     assert 2.5 < cost["width", 4] / cost["width", 2] < 4.5  # four times the MACs
     parts = sorted((x, seconds) for (what, x), seconds in cost.items() if what == "images")
     for (few, short), (many, long) in itertools.pairwise(parts):
@@ -746,11 +763,13 @@ def test_readme_names_the_shortest_training_with_enough_seeds():
 
     rows = [{"name": n, "seconds": s} for n, s in (("a", 9.0), ("b", 5.0), ("b", 7.0), ("c", 1.0))]
     race = {"family": "race", "device": "cpu: AMD EPYC", "threads": 2, "rows": rows, "seed": 0}
-    records = [race, *runs("a", [99.5] * 12, 4), *runs("b", [99.3, 99.5] * 5, 3)]
+    records = [race, *runs("a", [99.5] * 12, 4), *runs("b", [99.4, 99.6] * 5, 3)]
     records += runs("c", [99.5] * 9, 1)  # too few seeds
+    rows.append({"name": "d", "seconds": 0.5})
+    records += runs("d", [99.31, 99.51] * 5, 1)  # a mean above the line, by luck
     (_, line) = manage.fastest_line(records)
     assert line.startswith(
-        "**6.0 seconds of training (3 epochs) are enough for 99.400 % on average** "
-        "on cpu: AMD EPYC, 2 threads (last epoch; 10 seeds, std 0.105, min 99.30 %, max 99.50 %)"
+        "**6.0 seconds of training (3 epochs) are enough for 99.500 % on average** "
+        "on cpu: AMD EPYC, 2 threads (last epoch; 10 seeds, std 0.105, min 99.40 %, max 99.60 %)"
     )
-    assert manage.fastest_line(records, bar=99.6) == []
+    assert manage.fastest_line(records, bar=99.61) == []
