@@ -685,16 +685,20 @@ def median_ratio(row: dict) -> float:
 @published
 def test_the_text_on_the_pipeline_and_the_improvements_says_what_the_records_say(scope):
     ratios = [median_ratio(row) for row in cpu("pipeline")]
-    assert min(ratios) > 2 and ratios[0] == min(ratios)  # workers do not help the usual pipeline
+    assert min(ratios) > 1.8 and max(ratios) < 2.7  # "about twice"
+    assert ratios[0] < 1.05 * min(ratios[1:])  # workers do not help the usual pipeline
     rows = {row["name"]: row for row in cpu("improvements")}
-    assert [name for name, row in rows.items() if scope["pays"](row, list(rows.values()))] == [
-        "dropout by gaps",
-        "all that pay",
-    ]
+    paying = lambda rows: [r["name"] for r in rows if scope["pays"](r, rows)]  # noqa: E731
+    assert paying(list(rows.values())) == ["batches of 512", "dropout by gaps", "all that pay"]
+    assert median_ratio(rows["dropout by gaps"]) > 1.2 > 1.15 > median_ratio(rows["batches of 512"])
+    earlier = sorted((utils.RESULTS / "speed" / "superseded").glob("*/improvements*.json"))
+    assert len(earlier) == 2
+    for path in earlier:
+        assert paying(utils.load_record(path)["rows"]) == ["dropout by gaps", "all that pay"]
     assert rows["all that pay"]["change"] == {"sparse": True}
     ratio = {name: median_ratio(row) for name, row in rows.items() if "lacks" not in row}
-    assert ratio["contiguous memory"] < 0.8 and ratio["torch.compile"] < 0.9
-    assert rows["torch.compile"]["first_seconds"] > 10 and ratio["warp an epoch at once"] < 1
+    assert ratio["contiguous memory"] < 0.9 and ratio["torch.compile"] < 0.9
+    assert rows["torch.compile"]["first_seconds"] > 10
 
 
 @published
@@ -737,7 +741,8 @@ def test_the_text_on_limits_growth_and_many_networks_says_what_the_records_say(s
     assert min(shares.values()) > 0.36 and max(shares.values()) == shares["late"] < 0.7
     cost = {(r["what"], r["x"]): statistics.median(r["seconds"]) for r in cpu("growth")}
     each = {x: seconds / x for (what, x), seconds in cost.items() if what == "batch size"}
-    assert each[16] > 2 * each[128] and each[256] < each[512] < each[1024] < 1.5 * each[256]
+    assert each[16] > 2 * each[128] > 2 * each[512] and each[512] < each[1024]
+    assert each[128] < 1.3 * each[512]  # little left to share
     assert cost["width", 0.25] > 0.75 * cost["width", 1]
     assert 2.5 < cost["width", 4] / cost["width", 2] < 4.5  # four times the MACs
     parts = sorted((x, seconds) for (what, x), seconds in cost.items() if what == "images")
