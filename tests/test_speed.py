@@ -691,7 +691,7 @@ def test_the_text_on_the_pipeline_and_the_improvements_says_what_the_records_say
     paying = lambda rows: [r["name"] for r in rows if scope["pays"](r, rows)]  # noqa: E731
     assert paying(list(rows.values())) == ["batches of 512", "dropout by gaps", "all that pay"]
     assert median_ratio(rows["dropout by gaps"]) > 1.2 > 1.15 > median_ratio(rows["batches of 512"])
-    earlier = sorted((utils.RESULTS / "speed" / "superseded").glob("*/improvements*.json"))
+    earlier = sorted((utils.RESULTS / "speed" / "superseded").glob("improvements*.json"))
     assert len(earlier) == 2
     for path in earlier:
         assert paying(utils.load_record(path)["rows"]) == ["dropout by gaps", "all that pay"]
