@@ -719,6 +719,10 @@ def test_the_text_on_the_walks_and_the_race_says_what_the_records_say(scope):
     assert "b128" in min(times, key=times.get) and r1 > 10 * max(times.values())
     (reference,) = [row for row in rows if row["name"] == "R1"]
     assert 15 < reference["epochs"] <= 20 and reference["reached"]
+    step7 = [r for r in utils.load_records("references") if r["name"] == "R1_as_published"]
+    best = [r["history"]["test_accuracy"] for r in step7]
+    assert [max(run) >= 99.4 for run in best].count(True) == 2 and len(best) == 3
+    assert all(max(run[:15]) < 99.4 for run in best)  # "late"
     epoch = {row["name"]: row["seconds"] / row["epochs"] for row in rows}
     for row in rows:
         if row["name"] != "R1":  # epochs are the larger part of the factor
