@@ -74,13 +74,13 @@ def test_the_study_runs_on_a_cluster_started_by_hand(toy):
     processes = [subprocess.Popen(command, **quiet) for command in commands]
     try:
         scope = cells("run-one", "study")
-        with scope["Client"](address, timeout="30s") as client:
-            client.wait_for_workers(2, timeout=60)
+        with scope["Client"](address, timeout="120s") as client:
+            client.wait_for_workers(2, timeout=180)
         check(scope["run_study"](jobs(toy), address, toy.parent), toy.parent)
     finally:
         for process in reversed(processes):
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(monkeypatch, capsys):
