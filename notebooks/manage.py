@@ -185,10 +185,11 @@ def fastest_line(records: list[dict], bar: float = 99.4, seeds: int = 10) -> lis
                 lines += [
                     "",
                     f"**{words} ({found[0]['epochs']} epochs) are enough for "
-                    f"{statistics.mean(last):.3f} % on average** on {race['device']}, "
-                    f"{race['threads']} threads (last epoch; {len(last)} seeds, "
+                    f"{statistics.mean(last):.3f} % on average** (last epoch; {len(last)} seeds, "
                     f"std {statistics.stdev(last):.3f}, min {min(last):.2f} %, "
-                    f"max {max(last):.2f} %): [10_speed](notebooks/10_speed.ipynb).",
+                    f"max {max(last):.2f} %; timed apart, the median of {len(seconds[name])} runs "
+                    f"on {race['device']}, {race['threads']} threads): "
+                    "[10_speed](notebooks/10_speed.ipynb).",
                 ]
                 break
     return lines
