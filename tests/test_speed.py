@@ -551,6 +551,9 @@ def test_a_failing_bar_stops_a_full_run_and_only_that(scope, capsys):
     names |= {"walks": {scope["KIND"]: {}}, "race_times": lambda _: ({}, 1.0, True)}
     with pytest.raises(AssertionError, match="a bar"):
         exec(source, names | {"data": mnist})
+    many = record | {"threads": 16}  # no promise was made for that machine
+    exec(source, names | {"data": mnist, "pipeline": [many], "race": [many]})
+    assert "not reached on this machine" in capsys.readouterr().out
     exec(source, names)  # the stand-in is not judged
     exec(source, names | {"data": mnist, "verdicts": lambda *_: [("a bar", "1.1", True)]})
     smoke = record | {"smoke_test": True}
