@@ -6,6 +6,8 @@ import pytest
 
 os.environ["SMOKE_TEST"] = "1"  # kernels inherit it
 os.environ.setdefault("TQDM_DISABLE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: more threads would only compete
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

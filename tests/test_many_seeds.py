@@ -1,5 +1,6 @@
 """The study of notebook 08: failures are reported, finished runs skipped, any cluster used."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -81,6 +82,25 @@ def test_the_study_runs_on_a_cluster_started_by_hand(toy):
         for process in reversed(processes):
             process.terminate()
             process.wait(60)
+
+
+@pytest.mark.parametrize(("deaths", "failures"), [(1, 0), (2, 1)])
+def test_a_kernel_that_dies_at_its_start_gets_a_second_try(
+    toy, tmp_path, monkeypatch, deaths, failures
+):
+    """Two kernels that start at the same moment can draw the same port."""
+    tries = tmp_path / "tries"
+    script = f"echo x >> {tries}; test $(wc -l < {tries}) -gt {deaths} || exit 1; exec "
+    kernel = f"{sys.executable} -m ipykernel_launcher -f {{connection_file}}"
+    spec = {"argv": ["sh", "-c", script + kernel], "display_name": "weak", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    run_notebook = cells("run-one")["run_notebook"]
+    text = run_notebook(toy, {"SEED": 0, "STUDY": "s"}, tmp_path / "copies", tmp_path)
+    assert bool(text) == bool(failures) and (not text or "seed 0 failed" in text)
+    assert (tmp_path / "s-0.txt").exists() != bool(failures)
+    assert len(tries.read_text().splitlines()) == 2
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(monkeypatch, capsys):
