@@ -845,6 +845,14 @@ def load_records(study: str, dataset: str = "MNIST", results: Path = RESULTS) ->
     return [record for record in records if record["dataset"] == dataset]
 
 
+def records_by_name(
+    study: str, dataset: str = "MNIST", seed: int = 0, results: Path = RESULTS
+) -> dict[str, dict]:
+    """A study's records by their name; of several seeds the one asked for, or else the lowest."""
+    records = load_records(study, dataset, results)
+    return {r["name"]: r for r in sorted(records, key=lambda r: (r["seed"] == seed, -r["seed"]))}
+
+
 def save_weights(model: nn.Module, record: dict, results: Path = RESULTS) -> dict:
     """Save the weights as safetensors beside the record; return the record with name and hash."""
     _require_model(model)

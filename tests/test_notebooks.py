@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from operator import gt, lt
 from pathlib import Path
 
 import nbformat
@@ -196,6 +197,51 @@ def test_the_steps_share_seed_epochs_and_batch_size():
 
 def test_step_6_meets_the_bar():
     assert published(STEPS[-1])["test_accuracy"] >= 99.5
+
+
+def errors(record: dict) -> tuple[float, float]:
+    """Percent wrong after the last epoch, in evaluation mode: of training, of validation images."""
+    return 100 - record["clean_train_accuracy"], 100 - record["history"]["val_accuracy"][-1]
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def test_what_the_prose_says_of_steps_1_to_4_holds():
+    one, two, three, four = (published(name) for name in STEPS[:4])
+    train, val = errors(one)
+    assert 3.5 < val / train < 4.5  # "about four times as many errors"
+    above = list(map(gt, one["history"]["train_loss"], one["history"]["val_loss"]))
+    assert above[:3] == [True] * 3 and not any(above[3:])  # "in the first epochs"
+    history = two["history"]  # "better than step 1 in every epoch, in loss and in accuracy"
+    assert all(map(lt, history["val_loss"], one["history"]["val_loss"]))
+    assert all(map(lt, one["history"]["val_accuracy"], history["val_accuracy"]))
+    (train_2, val_2), (train_3, val_3) = errors(two), errors(three)
+    assert train_3 < train_2 and val_3 < val_2
+    assert val_3 - train_3 < val_2 - train_2 and val_3 / train_3 > val_2 / train_2
+    train_4, val_4 = errors(four)
+    assert 0 < train_4 - train_3 <= 0.05 and val_4 <= val_3  # a few of 10,000; no worse
+
+
+def test_what_the_prose_says_of_steps_5_and_6_holds():
+    (train_4, val_4), (train_5, val_5) = (errors(published(name)) for name in STEPS[3:5])
+    assert abs((val_5 - train_5) - (val_4 - train_4)) < 0.05 and val_5 / train_5 < val_4 / train_4
+    assert published(STEPS[4])["history"]["val_accuracy"][-1] < max(
+        published(STEPS[4])["history"]["val_accuracy"]
+    )
+    left_out = {}
+    for record in utils.load_records("ablation"):
+        left_out.setdefault(record["name"], []).append(record)
+    constant, plain = left_out["constant_rate"], left_out["without_augmentation"]
+    above = sum(record["test_accuracy"] >= 99.4 for record in constant)
+    assert len(constant) == 5 and above == 4  # "most of them came out just above the line"
+    full = utils.load_records("seeds")
+    ordered = [mean(r["test_accuracy"] for r in runs) for runs in (constant, plain, full)]
+    assert ordered == sorted(ordered)
+    gaps = [mean(errors(r)[1] - errors(r)[0] for r in runs) for runs in (full, plain)]
+    assert gaps[1] > 1.3 * gaps[0]  # "clearly further apart"
 
 
 def test_step_1_prints_the_loops_as_they_are():

@@ -451,6 +451,15 @@ def test_only_complete_runs_on_mnist_are_published(finished, tmp_path):
         assert path == tmp_path / "scratch" / "steps" / "toy-seed0.json"
 
 
+def test_of_several_seeds_the_one_asked_for_is_found_or_else_the_lowest(finished, tmp_path):
+    _, record = finished
+    for seed in (3, 0, 12):
+        utils.save_record(record | {"seed": seed}, tmp_path)
+    for asked, found in ((0, 0), (3, 3), (12, 12), (5, 0)):
+        named = utils.records_by_name("steps", utils.DIGITS_NAME, asked, tmp_path)
+        assert {name: r["seed"] for name, r in named.items()} == {record["name"]: found}
+
+
 def test_records_reject_what_is_missing_or_not_finite(finished, tmp_path):
     _, record = finished
     with pytest.raises(ValueError, match=r"lacks \['seed'\]"):
@@ -712,6 +721,12 @@ BAD_INPUT: list[tuple[str, Callable[[Good], object], type[Exception], str]] = [
     (
         "load_records",
         lambda g: g.damaged() and utils.load_records("steps", utils.DIGITS_NAME, g.folder),
+        ValueError,
+        "damaged.json is not a record: ",
+    ),
+    (
+        "records_by_name",
+        lambda g: g.damaged() and utils.records_by_name("steps", utils.DIGITS_NAME, 0, g.folder),
         ValueError,
         "damaged.json is not a record: ",
     ),
