@@ -394,6 +394,46 @@ def test_the_record_is_published_with_the_network_it_is_about():
         assert all(len(curves[key]) == len(curves["levels"]) for key in ("step 4", "step 6"))
 
 
+def test_the_text_says_what_the_record_says():
+    record = utils.load_record(utils.RESULTS / "inside" / f"{NAME}-seed0.json")
+    curves, rows = record["analysis"]["robustness"], record["analysis"]["calibration"]
+    (val, val_scaled), (test, test_scaled) = rows[:2], rows[2:]
+    assert test["ece"] < test["ece_by_luck"] and test_scaled["ece"] > test_scaled["ece_by_luck"]
+    assert 0.97 < val["ece"] / val["ece_by_luck"] < 1 and val_scaled["ece"] < val["ece"]
+    assert val_scaled["loss"] < val["loss"] and test_scaled["loss"] > test["loss"]
+    assert val["loss"] > 1.5 * test["loss"], "the validation images are harder"
+    noise = {level: i for i, level in enumerate(curves["noise (std)"]["levels"])}
+    four, five, six = (curves["noise (std)"][step] for step in ("step 4", "step 5", "step 6"))
+    for level in (noise[0.2], noise[0.3]):
+        assert four[level] > five[level] > six[level], "worse against moderate noise"
+    begins = noise[0.2]
+    assert 0.6 < (five[begins] - six[begins]) / (four[begins] - five[begins]) < 1, "nearly as much"
+    moved = {"by augmentation": 0.0, "by the schedule": 0.0}
+    for name in curves:
+        four, five, six = (curves[name][step] for step in ("step 4", "step 5", "step 6"))
+        moved["by augmentation"] += sum(abs(a - b) for a, b in zip(four, five, strict=True))
+        moved["by the schedule"] += sum(abs(a - b) for a, b in zip(five, six, strict=True))
+    assert moved["by the schedule"] < 0.7 * moved["by augmentation"]
+
+
+def test_noise_repeats_unless_a_generator_says_otherwise():
+    add_noise = run("damage", SEED=0)["add_noise"]
+    images, generator = torch.rand(2, 1, 28, 28), torch.Generator().manual_seed(5)
+    assert torch.equal(add_noise(images, 0.2), add_noise(images, 0.2))
+    one, other = (add_noise(images, 0.2, generator) for _ in range(2))
+    assert not torch.equal(one, other) and one.min() >= 0 and one.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("names", "published"),
+    [({}, True), ({"STUDY": "mine"}, False), ({"SEED": 1}, False), ({"study": "inside"}, False)],
+)
+def test_only_the_published_networks_change_the_overviews_pictures(names, published):
+    scope = {"STUDY": "inside", "SEED": 0, "study": "steps"} | names
+    exec(manage.code_cells(NAME)["networks"].source.splitlines()[-1], scope)
+    assert scope["PUBLISH"] is published
+
+
 @pytest.mark.full
 def test_it_runs_on_the_stand_in_digits_without_publishing(tmp_path, monkeypatch):
     monkeypatch.setenv("DATASET", "digits")

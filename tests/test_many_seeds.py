@@ -1,15 +1,20 @@
 """The study of notebook 08: failures are reported, finished runs skipped, any cluster used."""
 
+import itertools
 import json
+import re
 import socket
+import statistics
 import subprocess
 import sys
+from operator import gt, sub
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from scipy import stats
 
 import manage
 import utils
@@ -107,7 +112,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(monkeypatch, capsys):
     """Seeds that have a record are not run again."""
     monkeypatch.delenv("SMOKE_TEST", raising=False)
     asked = []
-    stored = [{"seed": seed, "dataset": "MNIST"} for seed in (0, 1, 2, 5)]
+    stored = [{"seed": seed, "dataset": "MNIST", "name": ""} for seed in (0, 1, 2, 5)]
     fake = SimpleNamespace(load_records=lambda _: stored, is_smoke_test=lambda: False)
     run_study = lambda jobs, *_: asked.extend(v["SEED"] for _, v in jobs) or []  # noqa: E731
     names = {"SEEDS": 7, "STUDY": "s", "SCHEDULER": None, "STEP_6": None, "run_study": run_study}
@@ -201,3 +206,72 @@ def test_the_published_runs_are_comparable(study):
     else:
         assert len(records) == shown["SEEDS"]
         assert all(len(r["history"]["test_accuracy"]) == 19 for r in records)
+
+
+def test_the_text_says_what_the_records_say():
+    full, left_out = utils.load_records("seeds"), {}
+    for record in utils.load_records("ablation"):
+        left_out.setdefault(record["name"], []).append(record)
+    accuracies = {n: [r["test_accuracy"] for r in group] for n, group in left_out.items()}
+    last = [r["test_accuracy"] for r in full]
+    constant = left_out["constant_rate"]
+    spread = [  # of the validation accuracy, epoch by epoch, for the last five
+        [statistics.stdev(r["history"]["val_accuracy"][e] for r in runs) for e in range(-5, 0)]
+        for runs in (constant, full)
+    ]
+    assert sum(map(gt, *spread)) == 4, "the constant rate scatters more in most of them ..."
+    assert statistics.stdev(accuracies["constant_rate"]) < statistics.stdev(last), "... but"
+
+    loss = {n: statistics.mean(last) - statistics.mean(v) for n, v in accuracies.items()}
+    assert 0.4 < loss["without_augmentation"] / loss["constant_rate"] < 0.6, "about half"
+    assert 0.28 < loss["without_batch_norm"] / loss["constant_rate"] < 0.42, "about a third"
+
+    def interval(a: str, against: list[float], level: float) -> tuple[float, float]:
+        test = stats.ttest_ind(accuracies[a], against, equal_var=False)
+        return tuple(test.confidence_interval(level))
+
+    low, high = interval("without_batch_norm", accuracies["without_augmentation"], 0.95)
+    assert low < 0 < high, "which of the two costs more, five runs cannot say"
+    below = [n for n in loss if interval(n, last, 0.95)[1] < 0]
+    assert sorted(below) == ["constant_rate", "without_augmentation", "without_batch_norm"]
+    assert [n for n in below if interval(n, last, 0.99)[1] > 0] == ["without_batch_norm"]
+
+    source = manage.code_cells("08_many_seeds")["labels"].source
+    known = set(map(int, re.findall(r"\b\d{3,4}\b", source.partition("images =")[0])))
+    wrong = [set(r["test_errors"]) for r in full]
+    share = sum(len(w & known) for w in wrong) / sum(map(len, wrong))
+    assert len(known) == 15
+    assert 0.2 < share < 0.25, "more than a fifth"
+    shared = statistics.mean(len(a & b) / len(a) for a, b in itertools.permutations(wrong, 2))
+    assert 0.5 < shared < 0.65, "a little more than half"
+
+    def errors(runs: list[dict]) -> tuple[float, float]:
+        train = 100 - statistics.mean(r["clean_train_accuracy"] for r in runs)
+        return train, 100 - statistics.mean(r["history"]["val_accuracy"][-1] for r in runs)
+
+    train, val = zip(*(errors(left_out[n]) for n in left_out), strict=True)
+    gaps = dict(zip(left_out, map(sub, val, train), strict=True))
+    own = errors(full)[1] - errors(full)[0]
+    assert gaps.pop("without_augmentation") > 1.5 * own
+    assert all(abs(gap - own) < 0.05 for gap in gaps.values()), "only augmentation moves it much"
+    for name in ("constant_rate", "without_batch_norm"):
+        assert all(map(gt, errors(left_out[name]), errors(full))), "they lower both errors"
+    assert all(
+        abs(a - b) < 0.03
+        for a, b in zip(errors(left_out["without_dropout"]), errors(full), strict=True)
+    )
+
+
+def test_of_the_search_only_what_was_tried_for_the_recipe_counts(monkeypatch, capsys):
+    """Notebook 09's configurations are kept beside it, and are not step 6's."""
+    stored = [{"seed": s, "dataset": "MNIST", "name": n} for s, n in enumerate(("a", "smallest-1"))]
+    fake = SimpleNamespace(load_records=lambda _: stored, is_smoke_test=lambda: False)
+    names = {
+        "SEEDS": 2,
+        "STUDY": "s",
+        "SCHEDULER": None,
+        "STEP_6": None,
+        "run_study": lambda *_: [],
+    }
+    cells("run", **names, utils=fake)
+    assert "among 1 tried" in capsys.readouterr().out
