@@ -85,7 +85,9 @@ def execute(name: str) -> None:
     path = NOTEBOOKS / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources)
+    options = {"timeout": None, "kernel_name": "python3", "resources": resources}
+    # Else each piece of text that arrives gets a box of its own on GitHub: a table in twenty parts.
+    client = NotebookClient(notebook, coalesce_streams=True, **options)
     client.on_cell_executed = lambda cell, cell_index, **_: print(
         f"{name}: cell {cell_index + 1}/{len(notebook.cells)} {cell.get('id')}", flush=True
     )

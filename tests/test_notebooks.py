@@ -57,6 +57,9 @@ def test_outputs_come_from_one_clean_full_run(path):
     assert counts == list(range(1, len(counts) + 1))
     outputs = [output for cell in code(path) for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    for cell in code(path):  # a printed table stays in one piece
+        kinds = [output.get("name", output.output_type) for output in cell.outputs]
+        assert kinds.count("stdout") <= 1, cell.id
     text = json.dumps(outputs)
     assert not re.search(r"/(root|home|work|tmp|Users|content)/|[A-Z]:\\\\\\\\", text)
     assert "SMOKE TEST" not in text and utils.DIGITS_NAME not in text
