@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 from operator import gt, lt
 from pathlib import Path
 
@@ -207,17 +208,14 @@ def errors(record: dict) -> tuple[float, float]:
     return 100 - record["clean_train_accuracy"], 100 - record["history"]["val_accuracy"][-1]
 
 
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
 def test_what_the_prose_says_of_steps_1_to_4_holds():
     one, two, three, four = (published(name) for name in STEPS[:4])
     train, val = errors(one)
     assert 3.5 < val / train < 4.5  # "about four times as many errors"
     above = list(map(gt, one["history"]["train_loss"], one["history"]["val_loss"]))
     assert above[:3] == [True] * 3 and not any(above[3:])  # "in the first epochs"
+    share = two["test_accuracy"] / 100  # "the binomial error ... is about 0.1 points here"
+    assert 0.08 < 100 * math.sqrt(share * (1 - share) / two["test_images"]) < 0.12
     history = two["history"]  # "better than step 1 in every epoch, in loss and in accuracy"
     assert all(map(lt, history["val_loss"], one["history"]["val_loss"]))
     assert all(map(lt, one["history"]["val_accuracy"], history["val_accuracy"]))
@@ -234,6 +232,10 @@ def test_what_the_prose_says_of_steps_5_and_6_holds():
     assert published(STEPS[4])["history"]["val_accuracy"][-1] < max(
         published(STEPS[4])["history"]["val_accuracy"]
     )
+    six = published(STEPS[5])
+    share, images = six["test_accuracy"] / 100, six["test_images"]
+    binomial = 100 * math.sqrt(share * (1 - share) / images)
+    assert 0.055 < binomial < 0.065 and six["test_accuracy"] - 99.4 > 2 * binomial
     left_out = {}
     for record in utils.load_records("ablation"):
         left_out.setdefault(record["name"], []).append(record)
@@ -241,9 +243,11 @@ def test_what_the_prose_says_of_steps_5_and_6_holds():
     above = sum(record["test_accuracy"] >= 99.4 for record in constant)
     assert len(constant) == 5 and above == 4  # "most of them came out just above the line"
     full = utils.load_records("seeds")
-    ordered = [mean(r["test_accuracy"] for r in runs) for runs in (constant, plain, full)]
+    ordered = [
+        statistics.mean(r["test_accuracy"] for r in runs) for runs in (constant, plain, full)
+    ]
     assert ordered == sorted(ordered)
-    gaps = [mean(errors(r)[1] - errors(r)[0] for r in runs) for runs in (full, plain)]
+    gaps = [statistics.mean(errors(r)[1] - errors(r)[0] for r in runs) for runs in (full, plain)]
     assert gaps[1] > 1.3 * gaps[0]  # "clearly further apart"
 
 
