@@ -91,8 +91,8 @@ def record_path(record: dict, results: Path = RESULTS) -> Path:
     of a file's name: "../x" would leave results/.
     """
     for key in ("study", "name", "seed"):
-        good = bool(re.fullmatch(r"[\w-]+", str(record[key])))
-        require(good, f"{key} must be letters, digits, _ and -, got {record[key]!r}")
+        good = bool(re.fullmatch(r"[\w-]+", str(record.get(key, ""))))
+        require(good, f"{key} must be letters, digits, _ and -, got {record.get(key)!r}")
     path = Path(record["study"], f"{record['name']}-seed{record['seed']}.json")
     public = record["dataset"] == "MNIST" and not record.get("smoke_test")
     if "rows" not in record:

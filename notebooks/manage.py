@@ -79,19 +79,38 @@ def printed(cell: dict) -> str:
 
 
 def run(name: str, parameters: dict | None = None, output: Path | None = None) -> Path:
-    """Execute a copy of a notebook, its output shown as it comes; return the copy's path.
+    """Execute a copy of a notebook, what it prints shown as it comes; return the copy's path.
 
     Raises:
-        papermill.PapermillExecutionError: with the notebook's traceback, if a cell fails.
+        nbclient.exceptions.CellExecutionError: with the notebook's traceback, if a cell fails.
     """
-    import papermill
+    import nbformat
 
     output = output or NOTEBOOKS / "run" / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
-    options = {"kernel_name": "python3", "log_output": True, "progress_bar": False}
-    options |= {"stdout_file": sys.stdout, "cwd": (NOTEBOOKS / name).parent}
-    papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", output, parameters, **options)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    place = next(i for i, found in enumerate(tags) if "parameters" in found)
+    values = "\n".join(f"{key} = {value!r}" for key, value in (parameters or {}).items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(values))
+    _run_cells(notebook, (NOTEBOOKS / name).parent)
+    nbformat.write(notebook, output)
     return output
+
+
+def _run_cells(notebook, folder: Path) -> None:
+    """Execute a notebook's cells in ``folder`` in a clean kernel, their text shown as it comes."""
+    from nbclient import NotebookClient
+
+    class Live(NotebookClient):
+        def output(self, outs, message, display_id, cell_index):
+            if message["msg_type"] == "stream":
+                print(message["content"]["text"], end="", flush=True)
+            return super().output(outs, message, display_id, cell_index)
+
+    options = {"timeout": None, "kernel_name": "python3", "coalesce_streams": True}
+    # Coalesced: else each piece of text gets a box of its own on GitHub, a table in twenty parts.
+    Live(notebook, resources={"metadata": {"path": str(folder)}}, **options).execute()
 
 
 def execute(name: str) -> None:
@@ -105,20 +124,12 @@ def execute(name: str) -> None:
         RuntimeError: if a cell wrote to stderr: a warning is to be understood, not hidden.
     """
     import nbformat
-    from nbclient import NotebookClient
 
     for variable in ("SMOKE_TEST", "DATASET", "MPLBACKEND"):
         os.environ.pop(variable, None)
     path = NOTEBOOKS / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(path.parent)}}
-    options = {"timeout": None, "kernel_name": "python3", "resources": resources}
-    # Else each piece of text that arrives gets a box of its own on GitHub: a table in twenty parts.
-    client = NotebookClient(notebook, coalesce_streams=True, **options)
-    client.on_cell_executed = lambda cell, cell_index, **_: print(
-        f"{name}: cell {cell_index + 1}/{len(notebook.cells)} {cell.get('id')}", flush=True
-    )
-    client.execute()
+    _run_cells(notebook, path.parent)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps: noise in a diff
         for output in cell.get("outputs", []):

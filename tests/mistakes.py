@@ -1,0 +1,151 @@
+"""Deliberate mistakes, one a line: where, what, instead of what. Each must make a test fail.
+
+python tests/mistakes.py [WORD ...]   put them (or those with a word) into a copy, one at a time,
+                                      and print which test catches each
+
+A mistake in all six steps stands under ``steps/<cell>``. Tests that only compare source texts do
+not count and are left out.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SNAPSHOTS = "not clean_run and not neighbours and not diff_shown and not set_up and not readme"
+# fmt: off
+MISTAKES = [  # where, what, instead of what
+    ("utils.py", "if False:  # never shuffled", "if self.generator is not None:"),
+    ("utils.py", "yield batch, labels[ids]", "yield self.data.normalize(batch), labels[ids]"),
+    ("utils.py", "yield self.data.normalize(batch), labels[: len(ids)]", "yield self.data.normalize(batch), labels[ids]"),
+    ("utils.py", "if self.augment is None:", "if self.augment is not None:"),
+    ("utils.py", "batch = self.augment(batch, torch.Generator())", "batch = self.augment(batch, self.generator)"),
+    ("utils.py", "return order[:-val_images], order[:val_images]", "return order[val_images:], order[:val_images]"),
+    ("utils.py", "pixels = parts[2].images.float() / 255", "pixels = parts[0].images.float() / 255"),
+    ("utils.py", "pass", "np.random.seed(seed)  # noqa: NPY002 (scikit-learn and others draw from it)"),
+    ("utils.py", "pass", "    random.seed(seed)"),
+    ("utils.py", "model.eval()\n    losses, correct = [], []", "model.train()\n    losses, correct = [], []"),
+    ("utils.py", "pass", "        optimizer.zero_grad()"),
+    ("utils.py", "losses.append(loss.detach())", "losses.append(loss.detach() * len(labels))"),
+    ("utils.py", "if scheduler is None:", "if scheduler is not None:"),
+    ("utils.py", "found = evaluate(model, watched.get('test', val))", "found = evaluate(model, val)"),
+    ("utils.py", "found = evaluate(model, train.data.loader('test'))", "found = evaluate(model, val)"),
+    ("utils.py", "found = evaluate(model, val)\n            seconds = time.perf_counter() - start", "seconds = time.perf_counter() - start\n            found = evaluate(model, val)"),
+    ("utils.py", "\"learning_rate\": optimizer.param_groups[0][\"lr\"]", "\"learning_rate\": rate"),
+    ("utils.py", "pass\n", "        model.eval()\n"),
+    ("utils.py", "model.train()", "model.train(was_training)"),
+    ("utils.py", "reduction=\"mean\").item() / len(labels)", "reduction=\"sum\").item() / len(labels)"),
+    ("utils.py", "p.numel() for p in model.parameters()", "p.numel() for p in model.parameters() if p.requires_grad"),
+    ("utils.py", "field, jump = field + extent * jump, jump * stride", "field, jump = field + (extent - 1) * jump, jump * stride"),
+    ("utils.py", "run[\"history\"][f\"val_{metric}\"]", "run[\"history\"][f\"{part}_{metric}\"]"),
+    ("mnist.py", "if False:", "if hashlib.sha256(content).hexdigest() != SHA256[name]:"),
+    ("mnist.py", "damaged |= False", "damaged |= isinstance(error, zlib.error)"),
+    ("mnist.py", "if False:", "if len(body) > LIMIT or time.monotonic() > end:"),
+    ("mnist.py", "path.write_bytes(content)", "temporary.replace(path)"),
+    ("mnist.py", "if False:", "    if len(body) != length:"),
+    ("mnist.py", "test, train = order[:360], order[:]", "test, train = order[:360], order[360:]"),
+    ("records.py", "len(history) * len(train.split) / seconds", "len(history[\"seconds\"]) * len(train.split) / seconds"),
+    ("records.py", "\"test_accuracy\": history[\"val_accuracy\"][-1]", "\"test_accuracy\": test.accuracy"),
+    ("records.py", "(test.logits.argmax(dim=1) == test.labels)", "(test.logits.argmax(dim=1) != test.labels)"),
+    ("records.py", "public = True", "public = record[\"dataset\"] == \"MNIST\" and not record.get(\"smoke_test\")"),
+    ("records.py", "public = True", "public = all(record[key] == old[key] for key in (\"epochs\", \"hyperparameters\"))"),
+    ("records.py", "same = True", "same = math.isclose(record[\"test_accuracy\"], 100 * correct / images)"),
+    ("records.py", "if dataset == \"MNIST\":", "if dataset == \"MNIST\" and not utils.is_smoke_test():"),
+    ("records.py", "linear = linear or bool(heads)", "linear = linear or any(m.out_channels == 10 for m in heads)"),
+    ("records.py", "accuracy >= 99.0", "accuracy >= 99.4"),
+    ("records.py", "parameters <= 20_000", "parameters < 20_000"),
+    ("records.py", "epochs <= 20", "epochs < 20"),
+    ("records.py", "std = statistics.pstdev(values)", "std = statistics.stdev(values)"),
+    ("records.py", "equal_var=True", "equal_var=False"),
+    ("records.py", "r.get(\"status\") != \"x\"", "r.get(\"status\") != \"superseded\""),
+    ("records.py", "todo = plan", "todo = plan[:1] if utils.is_smoke_test() else [job for job in plan if job not in have]"),
+    ("notebooks/manage.py", "pass", "        os.environ.pop(variable, None)"),
+    ("notebooks/manage.py", "if False:", "            if output.get(\"name\") == \"stderr\":"),
+    ("notebooks/report.py", "if low > 0:", "if not low <= 0 <= high:"),
+    ("steps/train", "scheduler = None", "scheduler = make_scheduler(optimizer)"),
+    ("steps/train", "augment=None", "augment=augment"),
+    ("steps/train", "generator = torch.Generator()", "generator = utils.seed_everything(SEED)"),
+    ("steps/train", "data.loader(\"test\"), data.loader(\"test\")", "data.loader(\"val\"), data.loader(\"test\")"),
+    ("steps/test", "utils.evaluate(model, val)", "utils.evaluate(model, test)"),
+    ("steps/parameters", "EPOCHS = 12", "EPOCHS = 19"),
+    ("steps/identity", "BAR = 0", "re:BAR = [\\d.]+"),
+    ("steps/rules", "assert True", "assert result.accuracy >= BAR"),
+    ("steps/optimizer", "weight_decay\": 0.0", "weight_decay\": hyperparameters[\"weight_decay\"]"),
+]
+# fmt: on
+TESTS = {
+    "utils.py": ("test_utils.py", "test_steps.py"),
+    "mnist.py": ("test_mnist.py", "test_utils.py"),
+    "records.py": ("test_records.py", "test_steps.py"),
+    "notebooks/manage.py": ("test_manage.py",),
+    "notebooks/report.py": ("test_manage.py",),
+    "steps": ("test_steps.py",),
+}
+
+
+def apply(tree: Path, where: str, what: str, instead: str) -> None:
+    """Put one mistake into a tree.
+
+    Raises:
+        ValueError: if the text that it replaces does not stand there exactly once.
+    """
+    pattern = instead.removeprefix("re:") if instead.startswith("re:") else re.escape(instead)
+    paths = [tree / where]
+    if where.startswith("steps/"):
+        paths = sorted((tree / "notebooks").glob("0[1-6]_*.ipynb"))
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        if where.startswith("steps/"):
+            notebook = json.loads(text)
+            (cell,) = [c for c in notebook["cells"] if c["id"] == where.split("/")[1]]
+            source, count = re.subn(pattern, lambda _: what, "".join(cell["source"]))
+            cell["source"], text = source.splitlines(keepends=True), json.dumps(notebook)
+        else:
+            indent = re.match(r" *", instead)[0]
+            text, count = re.subn(pattern, lambda _, i=indent: i + what, text)
+        if count != 1:
+            raise ValueError(f"{instead!r} stands {count} times in {path.name}, not once")
+        path.write_text(text, encoding="utf-8")
+
+
+def caught_by(tree: Path, where: str) -> str | None:
+    """The first test that fails in a tree, of those that are about ``where``."""
+    files = [f"tests/{name}" for name in TESTS[where.split("/")[0] if "steps" in where else where]]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command += ["-k", SNAPSHOTS, *files]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    return found[1] if found else None if done.returncode == 0 else done.stdout[-300:]
+
+
+def main(words: list[str]) -> int:
+    """Try all mistakes, or those that hold one of the words; return how many pass unseen."""
+    chosen = [m for m in MISTAKES if not words or any(w in " ".join(m) for w in words)]
+    unseen = 0
+    listed = ["git", "ls-files", "-co", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    if "MNIST_DIR" in os.environ:
+        os.environ["MNIST_DIR"] = str((ROOT / os.environ["MNIST_DIR"]).resolve())
+    for number, (where, what, instead) in enumerate(chosen, start=1):
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder)
+            for name in names.splitlines():
+                if (ROOT / name).is_file():
+                    (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / name, tree / name)
+            apply(tree, where, what, instead)
+            test = caught_by(tree, where)
+        unseen += test is None
+        line = f"{number:>3} {where}: {what!r} instead of {instead!r}"
+        print(f"{line}\n    {'PASSES UNSEEN' if test is None else test}", flush=True)
+    print(f"{len(chosen) - unseen} of {len(chosen)} caught")
+    return unseen
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

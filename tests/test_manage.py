@@ -1,0 +1,170 @@
+"""manage.py and report.py: what is committed is what a clean run and the records say."""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import manage
+import records
+import report
+
+ROOT = records.HERE
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder of notebooks."""
+    monkeypatch.setattr(manage, "NOTEBOOKS", tmp_path)
+    return tmp_path
+
+
+def put(folder, *sources: str, name: str = "a") -> None:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    for i, cell in enumerate(cells):
+        cell["id"], cell.metadata.tags = f"c{i}", ["parameters"] if i == 0 else []
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def test_execute_publishes_the_whole_thing_whatever_the_shell_says(folder, monkeypatch):
+    monkeypatch.setenv("SMOKE_TEST", "1")
+    monkeypatch.setenv("DATASET", "digits")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    put(folder, "SEED = 1", "import os\nprint(*map(os.environ.get, ('SMOKE_TEST', 'DATASET')))")
+    manage.execute("a")
+    done = manage.read("a")
+    assert manage.printed(done["cells"][1]) == "None None\n"
+    assert [cell["execution_count"] for cell in done["cells"]] == [1, 2]
+    assert done["metadata"]["fingerprint"] == manage.fingerprint(done)
+
+
+def test_execute_refuses_stderr_and_leaves_the_file(folder):
+    put(folder, "x = 1", "import sys\nprint('careful', file=sys.stderr)")
+    before = (folder / "a.ipynb").read_bytes()
+    with pytest.raises(RuntimeError, match="wrote to stderr: careful"):
+        manage.execute("a")
+    assert (folder / "a.ipynb").read_bytes() == before
+
+
+def test_run_injects_parameters_into_a_copy(folder, capsys):
+    put(folder, "STUDY = 'steps'", "print(STUDY)")
+    before = (folder / "a.ipynb").read_bytes()
+    path = manage.run("a", {"STUDY": "mine"})
+    assert "mine" in capsys.readouterr().out and path == folder / "run" / "a.ipynb"
+    assert (folder / "a.ipynb").read_bytes() == before
+
+
+def test_a_fingerprint_is_of_the_code_alone(folder):
+    put(folder, "# set-up", "x = '# no comment'  # why", "\ny = 2\n", name="a")
+    put(folder, "# set-up", "x = '# no comment'", "# more\ny = 2", name="b")
+    put(folder, "# set-up", "x = '# other'", "y = 2", name="c")
+    one, same, other = (manage.fingerprint(manage.read(name)) for name in "abc")
+    assert one == same != other
+
+
+def test_rename_needs_the_standard_library_alone():
+    code = "import sys; sys.path.insert(0, 'notebooks'); import manage; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "nbformat", "pandas", "records"} & set(done.stdout.split())
+
+
+def test_replace_text_leaves_nothing_behind(tmp_path):
+    manage.replace_text(tmp_path / "a.txt", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_between_wants_its_markers_once():
+    text = "a\n<!-- x: made -->\nold\n<!-- end of x -->\nb"
+    assert manage.between(text, "x", "new") == text.replace("old", "new")
+    for bad in ("a", text + text):
+        with pytest.raises(ValueError, match="exactly once"):
+            manage.between(bad, "x", "new")
+
+
+# --- What the records say -------------------------------------------------------------------------
+
+
+def fake(values: list[float], **more: object) -> list[dict]:
+    base = {"parameters": 9, "epochs": 3, "seconds": 1.0, "name": "n"} | more
+    return [base | {"test_accuracy": v, "seed": i} for i, v in enumerate(values)]
+
+
+def test_a_steps_result_says_what_its_runs_say(monkeypatch):
+    runs = {"01_baseline": fake([99.0, 99.2]), "02_batch_norm": fake([99.0, 99.1, 99.3])}
+    monkeypatch.setattr(report, "step_runs", runs.__getitem__)
+    text = report.step_result("01_baseline")
+    assert "99.100 %** on average over 2 runs" in text and "90 of 10,000" in text
+    text = report.step_result("02_batch_norm")
+    assert "**+0.033 points**" in text and "does not show an effect" in text
+    assert report.IDEAS["02_batch_norm"][1] in text
+    for sign, values in (("+", [99.5, 99.51, 99.49]), ("-", [98.5, 98.51, 98.49])):
+        runs["02_batch_norm"] = fake(values)
+        runs["01_baseline"] = fake([99.0, 99.01, 98.99])
+        text = report.step_result("02_batch_norm")
+        assert f"**{sign}0.500 points**" in text and "zero" not in text
+
+
+def test_the_fastest_has_reached_its_mean_and_equal_work_ranks_by_accuracy(monkeypatch):
+    studies = {
+        "quick": fake([99.0, 99.9] * 10, epochs=2),  # mean 99.45, but not by two standard errors
+        "good": fake([99.43, 99.45] * 10, seconds=1.0),
+        "better": fake([99.46, 99.47] * 10, seconds=2.0),
+        "few": fake([99.8] * 9, epochs=1),
+        "seen": [r | {"seed": r["seed"] + 100} for r in fake([99.9] * 20, epochs=1)],
+    }
+    monkeypatch.setattr(report, "groups", lambda study: studies)
+    assert report.fastest() is not None
+    assert {run["seconds"] for run in report.fastest()} == {2.0}
+
+
+def test_what_is_made_from_records_is_up_to_date():
+    """`manage.py refresh` would change nothing."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.render_readme(readme) == readme
+    for step in manage.STEPS:
+        header = manage.read(step)["cells"][0]["source"]
+        assert manage.between(header, "result", report.step_result(step)) == header
+    table = records.table().to_csv(index=False, lineterminator="\n")
+    assert (records.RESULTS / "runs.csv").read_text() == table
+
+
+def test_readme_shows_results_and_how_to_run_early():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
+    places = [
+        next(i for i, line in enumerate(lines) if text in line)
+        for text in ("| recipe |", "## Run it", "## The notebooks")
+    ]
+    assert places == sorted(places) and places[1] < 45
+    commands = [line for line in lines if line.startswith("python -m")]
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text().replace(" --quiet", "")
+
+
+def test_every_step_has_ten_runs():
+    for step in manage.STEPS:
+        assert len({run["seed"] for run in report.step_runs(step)}) >= 10, step
+
+
+def test_a_scratch_run_of_step_6_is_what_run_shows(monkeypatch, capsys, tmp_path):
+    shown = {"cells": [{"id": "rules", "outputs": [{"output_type": "stream", "text": ["ok\n"]}]}]}
+    (ROOT / "notebooks" / "run").mkdir(exist_ok=True)
+    path = ROOT / "notebooks" / "run" / "test-only.ipynb"
+    path.write_text(json.dumps(shown))
+    given = []
+    monkeypatch.setattr(manage, "run", lambda *a: given.append(a) or path)
+    monkeypatch.setattr(sys, "argv", ["manage.py", "run"])
+    try:
+        manage.main()
+    finally:
+        path.unlink()
+    assert given == [("06_lr_schedule", {"STUDY": "scratch"})]
+    assert "ok" in capsys.readouterr().out

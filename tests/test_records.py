@@ -1,0 +1,392 @@
+"""records.py: what is kept of a run, what is published, what is believed, how studies go on."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import mnist
+import records
+import utils
+from test_utils import small_model, train
+
+RUN = {"study": "steps", "name": "toy", "seed": 0, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network, its history, its loaders and what it reads of the test images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATASET", "digits")
+        patch.delenv("SMOKE_TEST", raising=False)
+        data = utils.load_mnist()
+    model, history = train(data, epochs=2)
+    loaders = (data.loader("train", 32, generator=torch.Generator()), data.loader("val"))
+    return model, history, loaders, utils.evaluate(model, data.loader("test"))
+
+
+@pytest.fixture
+def record(trained) -> dict:
+    model, history, loaders, test = trained
+    return records.make_run(RUN | {"hyperparameters": {"lr": 0.2}}, model, history, loaders, test)
+
+
+@pytest.fixture
+def published(record, tmp_path) -> Path:
+    """A results folder in which the run counts as one on MNIST."""
+    records.save_record(record | {"dataset": "MNIST"}, results=tmp_path)
+    return tmp_path
+
+
+# --- What is kept ---------------------------------------------------------------------------------
+
+
+def test_a_record_tells_the_run(record, trained):
+    model, history, (train_loader, _), test = trained
+    images, labels = train_loader.data.test.images, train_loader.data.test.labels
+    with torch.no_grad():
+        read = model.eval()(train_loader.data.normalize(images[:, None] / 255)).argmax(1)
+    wrong = [i for i in range(360) if read[i] != labels[i]]
+    assert record["test_errors"] == wrong
+    assert (record["test_correct"], record["test_images"]) == (360 - len(wrong), 360)
+    assert record["test_accuracy"] == pytest.approx(100 - 100 * len(wrong) / 360)
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    sizes = [record[key] for key in ("train_images", "val_images", "batch_size")]
+    assert sizes == [1294, 143, 32]
+    assert record["seconds"] == pytest.approx(math.fsum(history["seconds"]))
+    assert record["images_per_second"] == pytest.approx(2 * 1294 / sum(history["seconds"]))
+    assert record["history"] == history and record["dataset"] == mnist.STAND_IN
+    assert record["device"].startswith("cpu: ") and record["threads"] == torch.get_num_threads()
+    assert record["versions"]["torch"] == torch.__version__
+    assert test.accuracy != history["val_accuracy"][-1]
+
+
+def test_no_epoch_no_record_and_no_test_no_accuracy(trained):
+    model, history, loaders, _ = trained
+    run = RUN | {"hyperparameters": {}}
+    with pytest.raises(ValueError, match="no epoch was completed"):
+        records.make_run(run, model, {}, loaders, None)
+    found = records.make_run(run, model, history, loaders, None)
+    assert found["test_accuracy"] is None and found["test_errors"] is None
+
+
+def test_a_record_and_its_weights_survive_the_disk(record, trained, tmp_path):
+    path = records.save_record(record, trained[0], tmp_path)
+    found = records.load_record(path)
+    assert found == record and path == tmp_path / "scratch" / "steps" / "toy-seed0.json"
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "toy-seed0.json",
+        "toy-seed0.safetensors",
+    ]
+    loaded = records.load_weights(small_model((8, 24)), found, tmp_path)
+    pairs = zip(trained[0].state_dict().values(), loaded.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    with pytest.raises(ValueError, match="holds another network"):
+        records.load_weights(small_model((4, 7)), found, tmp_path)
+    weights = path.with_suffix(".safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="does not belong to its record"):
+        records.load_weights(small_model((8, 24)), found, tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        records.load_weights(small_model((8, 24)), found, tmp_path)
+
+
+# --- What is published ----------------------------------------------------------------------------
+
+
+def test_only_complete_runs_on_mnist_are_published(record, tmp_path):
+    public = record | {"dataset": "MNIST"}
+    assert records.record_path(public, tmp_path) == tmp_path / "steps" / "toy-seed0.json"
+    for change in ({"smoke_test": True}, {"dataset": mnist.STAND_IN}, {"epochs": 3}):
+        path = records.record_path(public | change, tmp_path)
+        assert path == tmp_path / "scratch" / "steps" / "toy-seed0.json"
+
+
+def test_another_recipe_does_not_replace_a_published_record(record, published):
+    public = record | {"dataset": "MNIST", "seconds": 1.0}
+    assert records.record_path(public, published).parent == published / "steps"
+    short = {"epochs": 1, "history": {k: v[:1] for k, v in record["history"].items()}}
+    for change in (short, {"hyperparameters": {"lr": 0.3}}):
+        path = records.save_record(public | change, results=published)
+        assert path.parent == published / "scratch" / "steps"
+    assert records.load_records("steps", results=published)[0]["epochs"] == 2
+
+
+@pytest.mark.parametrize("key", ["study", "name", "seed"])
+@pytest.mark.parametrize("value", ["../x", "", "a/b", "a\n"])
+def test_a_record_stays_in_its_folder(record, tmp_path, key, value):
+    with pytest.raises(ValueError, match=f"{key} must be letters"):
+        records.save_record(record | {key: value}, results=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_published_from_mnist_in_full_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "IMAGES", tmp_path)
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+    figure, _ = plt.subplots()
+    records.save_figure("a", mnist.STAND_IN, figure)
+    monkeypatch.setenv("SMOKE_TEST", "1")
+    records.save_figure("a", "MNIST", figure)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("SMOKE_TEST", "0")
+    records.save_figure("a", "MNIST", figure)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 1
+    plt.close("all")
+
+
+KILLED_AT_EACH_EVENT = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import safetensors.torch, torch, records
+results, path = Path(sys.argv[2]), Path(sys.argv[3])
+old = records.load_record(path)
+model, new = torch.nn.Linear(3, 3), old | {"seconds": 0.0}
+
+def write_and_die(moment):
+    left = [moment]
+    def count(*_):
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+    sys.addaudithook(count)  # opening, writing to, renaming and removing a file are all events
+    records.save_record(new, model, results)
+    os._exit(0)
+
+moments = 0
+while True:
+    moments += 1
+    child = os.fork() or write_and_die(moments)
+    killed = os.waitpid(child, 0)[1] != 0
+    found = records.load_record(path)
+    assert found["seconds"] == 0.0 or (killed and found == old), moments
+    weights = path.with_suffix(".safetensors")
+    if weights.exists():
+        safetensors.torch.load_file(weights)
+    if not killed:
+        break
+print(moments - 1)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_whole_files(record, tmp_path):
+    """Killed at each operation on a file, in turn: the record is the old one or the new one."""
+    path = records.save_record(record, results=tmp_path)
+    command = [sys.executable, "-c", KILLED_AT_EACH_EVENT, records.HERE, tmp_path, path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
+    assert len(records.load_records("steps", dataset=mnist.STAND_IN, results=tmp_path)) == 1
+
+
+# --- What is believed -----------------------------------------------------------------------------
+
+DAMAGE = {
+    "NaN": {"test_accuracy": math.nan},
+    "accuracy": {"test_accuracy": 99.9},
+    "mistakes": {"test_errors": [1, 2, 3]},
+    "a mistake twice": {"test_errors": [5] * 200},
+    "history": {"history": {"seconds": [1.0], "val_loss": [1.0, 2.0]}},
+    "no history": {"history": {}},
+    "type": {"history": [1]},
+    "epochs": {"epochs": 7},
+    "seed": {"seed": 1},
+    "name": {"name": "other"},
+    "study": {"study": "seeds"},
+    "correct": {"test_correct": "all"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_record_that_contradicts_itself_is_not_believed(published, damage):
+    path = published / "steps" / "toy-seed0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | DAMAGE[damage]))
+    with pytest.raises(ValueError, match=r"toy-seed0\.json is not a record: .*Restore it \(git"):
+        records.load_records("steps", results=published)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", "3", '{"study": 1}', "\ufeff{}", "[" * 100_000])
+def test_what_is_no_record_is_named(published, text):
+    path = published / "steps" / "toy-seed0.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"toy-seed0\.json is not a record: .*Restore it"):
+        records.load_record(path)
+
+
+def test_a_copy_of_a_record_and_a_folder_in_its_place_are_named(published):
+    path = published / "steps" / "toy-seed0.json"
+    copy = path.with_name("toy-seed0-copy.json")
+    copy.write_text(path.read_text())
+    with pytest.raises(ValueError, match=r"its place is steps/toy-seed0\.json"):
+        records.load_records("steps", results=published)
+    copy.unlink()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"toy-seed0\.json is not a record"):
+        records.load_records("steps", results=published)
+
+
+def test_records_are_found_by_name_and_superseded_ones_are_not(record, published):
+    for change in ({"name": "b", "seed": 10}, {"name": "b", "seed": 9}, {"name": "a"}):
+        records.save_record(record | {"dataset": "MNIST"} | change, results=published)
+    old = {"name": "old", "status": "superseded", "reason": "a guess"}
+    records.save_record(record | {"dataset": "MNIST"} | old, results=published)
+    found = records.load_records("steps", results=published)
+    assert [(r["name"], r["seed"]) for r in found] == [("a", 0), ("b", 9), ("b", 10), ("toy", 0)]
+    assert len(records.load_records("steps", "b", results=published)) == 2
+    table = records.table(published).set_index(["name", "seed"])
+    assert table.loc[("old", 0), "reason"] == "a guess" and len(table) == 5
+    assert (table["status"] == "superseded").sum() == 1
+
+
+def test_the_table_of_all_runs_is_the_records():
+    """runs.csv, row by row, from the JSON files themselves."""
+    table = pd.read_csv(records.RESULTS / "runs.csv", keep_default_na=False, dtype=str)
+    paths = [p for p in records.RESULTS.glob("*/*.json") if "rows" not in json.loads(p.read_text())]
+    rows = {(r["study"], r["name"], r["seed"]): r for _, r in table.iterrows()}
+    assert len(rows) == len(table) == len(paths)
+    for path in paths:
+        own = json.loads(path.read_text())
+        row = rows[own["study"], own["name"], str(own["seed"])]
+        for key in ("parameters", "epochs", "train_images", "device", "threads", "dataset"):
+            assert row[key] == str(own[key]), (path, key)
+        assert row["torch"] == own["versions"]["torch"]
+        if own["test_accuracy"] is not None:
+            assert float(row["test_accuracy"]) == pytest.approx(own["test_accuracy"])
+        assert float(row["seconds"]) == pytest.approx(own["seconds"])
+        if "val_loss" in own["history"]:
+            assert float(row["val_loss"]) == pytest.approx(own["history"]["val_loss"][-1])
+        for key, value in own["hyperparameters"].items():
+            if isinstance(value, float):
+                assert float(row[key]) == pytest.approx(value), (path, key)
+
+
+def test_a_measurement_is_no_run(digits, tmp_path):
+    rows = [{"what": "loader", "seconds": 1.5}]
+    found = records.make_measurement("speed", "pairs", rows, digits.loader("val"))
+    path = records.save_record(found, results=tmp_path)
+    assert records.load_record(path)["rows"] == rows
+    assert path.parent == tmp_path / "scratch" / "speed" and "epochs" not in found
+    records.save_record(found | {"dataset": "MNIST"}, results=tmp_path)
+    assert records.table(tmp_path).empty
+
+
+# --- The rules, and statistics --------------------------------------------------------------------
+
+
+def verdicts(record: dict, model: nn.Module) -> list[str]:
+    return records.judge(record, model)["verdict"].tolist()
+
+
+def test_the_five_rules_are_judged(record, trained):
+    model = trained[0]
+    good = record | {"dataset": "MNIST", "test_accuracy": 99.4, "parameters": 19_999}
+    assert verdicts(good, model) == ["pass"] * 5
+    assert verdicts(good | {"test_accuracy": 99.39}, model)[0] == "FAIL"
+    assert verdicts(good | {"parameters": 20_000}, model)[1] == "FAIL"
+    assert verdicts(good | {"epochs": 19}, model)[2] == "pass"
+    assert verdicts(good | {"epochs": 20}, model)[2] == "FAIL"
+    assert verdicts(record, model)[0] == "not judged: not MNIST"
+    assert verdicts(good | {"smoke_test": True}, model)[0] == "not judged: smoke test"
+    assert verdicts(good | {"epochs": 3}, model)[0] == "not judged: stopped early"
+    parts = list(model)
+    without = {3: (nn.BatchNorm2d, nn.Dropout), 4: (nn.AdaptiveAvgPool2d,)}
+    for rule, kinds in without.items():
+        for kind in kinds:
+            rest = nn.Sequential(*[m for m in parts if not isinstance(m, kind)])
+            assert verdicts(good, rest)[rule] == "FAIL", kind
+    head = parts[:-2]  # GAP; then what stands for the FC layer
+    assert verdicts(good, nn.Sequential(*head, nn.Conv2d(24, 10, 1)))[4] == "pass"
+    for other in (nn.Conv2d(24, 12, 1), nn.Conv2d(24, 10, 3)):
+        assert verdicts(good, nn.Sequential(*head, other))[4] == "FAIL"
+    text = records.judge(good, nn.Sequential(*head, nn.Dropout2d(0.3))).iloc[3, 1]
+    assert text == "batch norm, dropout 0.3"
+
+
+def test_summary_and_difference_are_scipys():
+    one, other = np.random.default_rng(0).normal(99, 0.1, (2, 7))
+    row = records.summary(one.tolist())
+    interval = stats.t.interval(0.95, 6, loc=one.mean(), scale=stats.sem(one))
+    assert (row["low"], row["high"]) == pytest.approx(interval)
+    found = (row["n"], row["mean"], row["std"], row["min"], row["max"])
+    assert found == pytest.approx((7, one.mean(), one.std(ddof=1), one.min(), one.max()))
+    gain, low, high = records.difference(one, other)
+    assert gain == pytest.approx(one.mean() - other.mean()) and low < gain < high
+    p = stats.ttest_ind(one, other, equal_var=False).pvalue
+    assert (low <= 0 <= high) == (p >= 0.05)
+
+
+def test_the_label_errors_are_fifteen_test_images():
+    assert len(set(records.LABEL_ERRORS)) == 15 == len(records.LABEL_ERRORS)
+    assert all(0 <= i < 10_000 for i in records.LABEL_ERRORS)
+
+
+# --- Studies --------------------------------------------------------------------------------------
+
+PLAN = [("a", 0), ("a", 1), ("b", 0)]
+
+
+def test_a_study_runs_what_has_no_record_and_survives_a_failure(monkeypatch, capsys):
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+    done = []
+
+    def run(name: str, seed: int) -> None:
+        done.append((name, seed))
+        if seed == 1:
+            raise RuntimeError("lost")
+
+    failed = records.run_study(PLAN, run, have={("b", 0), ("c", 5)})
+    assert done == [("a", 0), ("a", 1)]
+    assert len(failed) == 1 and "('a', 1) failed" in failed[0] and "lost" in failed[0]
+    assert "1 of 3 runs have a record; to run now: 2" in capsys.readouterr().out
+
+
+def test_a_smoke_test_runs_one_and_a_failure_there_is_an_error(monkeypatch):
+    monkeypatch.setenv("SMOKE_TEST", "1")
+    done = []
+    records.run_study(PLAN, lambda *job: done.append(job), have=set(PLAN))
+    assert done == [("a", 0)]
+    with pytest.raises(ValueError, match="division by zero"):
+        records.run_study(PLAN, lambda *_: 1 / 0, have=set())
+
+
+def test_a_study_on_a_cluster_tries_a_failed_run_once_more(monkeypatch, tmp_path):
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+
+    def run(name: str, seed: int) -> None:
+        marks = list(tmp_path.glob(f"{name}{seed}-*"))
+        (tmp_path / f"{name}{seed}-{len(marks)}").touch()
+        if name == "b" or (seed == 1 and not marks):
+            raise RuntimeError("kernel died")
+
+    failed = records.run_study(PLAN, run, set(), "local")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a0-0", "a1-0", "a1-1", "b0-0", "b0-1"]
+    assert len(failed) == 1 and "('b', 0) failed" in failed[0] and "kernel died" in failed[0]
+
+
+def test_a_notebook_is_run_with_its_parameters(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    cell = nbformat.v4.new_code_cell("SEED = 1", metadata={"tags": ["parameters"]})
+    last = nbformat.v4.new_code_cell(
+        f"import os, pathlib\npathlib.Path({str(tmp_path / 'out')!r}).write_text("
+        "f\"{SEED} {os.environ['OMP_NUM_THREADS']} {1 // (SEED - 3)}\")"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[cell, last])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    records.run_notebook(tmp_path / "n.ipynb", {"SEED": 4}, tmp_path / "x" / "c.ipynb", tmp_path)
+    assert (tmp_path / "out").read_text() == "4 1 1"
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        copy = tmp_path / "x" / "d.ipynb"
+        records.run_notebook(tmp_path / "n.ipynb", {"SEED": 3}, copy, tmp_path)
