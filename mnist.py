@@ -13,8 +13,10 @@ import time
 import urllib.request
 import warnings
 import zlib
+from concurrent.futures import Future
 from http.client import HTTPException
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -128,34 +130,33 @@ def _download(name: str, reason: Exception) -> bytes:
     damaged = False
     for attempt, mirror in itertools.product(range(ATTEMPTS), MIRRORS):
         time.sleep(attempt)
+        url, body = f"{mirror}{name}.gz", Future()
+        # In a thread: a socket's time-out starts anew with each byte, and headers may drip, too.
+        Thread(target=_fetch, args=(url, body), daemon=True).start()
         try:
-            content = zlib.decompressobj(wbits=31).decompress(_fetch(f"{mirror}{name}.gz"), LIMIT)
+            content = zlib.decompressobj(wbits=31).decompress(body.result(DEADLINE), LIMIT)
             if hashlib.sha256(content).hexdigest() == SHA256[name]:
                 return content
             raise zlib.error("not the bytes of MNIST")
         except (OSError, HTTPException, ValueError, zlib.error) as error:
             damaged |= isinstance(error, zlib.error)  # not gzip: a page to sign in, for one
-            text = "".join(c if c.isprintable() else "?" for c in str(error))[:200]
+            text = "".join(c if c.isprintable() else "?" for c in str(error) or "too slow")[:200]
     if damaged:  # even once: what arrived was not MNIST, and the stand-in must not cover that up
         raise RuntimeError(f"MNIST arrived with a wrong checksum: {name}.gz; last answer: {text}")
     text += f" (and in the cache, {reason})" if isinstance(reason, ValueError) else ""
-    raise MirrorsUnreachable(
-        f"no MNIST mirror answered in {ATTEMPTS} tries: {mirror}{name}: {text}"
-    )
+    raise MirrorsUnreachable(f"no MNIST mirror answered in {ATTEMPTS} tries: {url}: {text}")
 
 
-def _fetch(url: str) -> bytes:
-    """The body behind an address, within ``SILENCE``, ``DEADLINE`` and ``LIMIT``."""
-    end, body = time.monotonic() + DEADLINE, b""
-    with urllib.request.urlopen(url, timeout=SILENCE) as answer:
-        while chunk := answer.read1(1 << 16):
-            body += chunk
-            if len(body) > LIMIT or time.monotonic() > end:
-                raise ConnectionError(f"gave up after {len(body):,} bytes")
-        length = int(answer.headers.get("Content-Length", len(body)))
-    if len(body) != length:
-        raise ConnectionError(f"cut off after {len(body):,} of {length:,} bytes")
-    return body
+def _fetch(url: str, result: Future) -> None:
+    """Put the body behind an address into ``result``, or why it did not come."""
+    try:
+        with urllib.request.urlopen(url, timeout=SILENCE) as answer:
+            body = answer.read(LIMIT)
+        if not len(body) == int(answer.headers.get("Content-Length", len(body))) < LIMIT:
+            raise ConnectionError(f"cut off after {len(body):,} bytes")
+        result.set_result(body)
+    except Exception as error:
+        result.set_exception(error)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -174,6 +175,5 @@ def load_stand_in() -> Digits:
     raw = load_digits()
     images = np.kron(raw.images * (255 / 16), np.ones((1, 2, 2))).round().astype(np.uint8)
     images, labels = np.pad(images, ((0, 0), (6, 6), (6, 6))), raw.target.astype(int)
-    order = np.random.default_rng(0).permutation(len(images))
-    test, train = order[:360], order[360:]
+    test, train = np.split(np.random.default_rng(0).permutation(len(images)), [360])
     return Digits((images[train], labels[train]), (images[test], labels[test]), STAND_IN)

@@ -50,6 +50,6 @@ def digits(monkeypatch):
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Count the bad days that the data loader was put through."""
-    cases = [r for r in terminalreporter.getreports("passed") if "test_data.py" in r.nodeid]
+    cases = [r for r in terminalreporter.getreports("passed") if "test_mnist.py" in r.nodeid]
     if cases:
         terminalreporter.write_line(f"data on bad days: {len(cases)} cases passed")

@@ -123,23 +123,36 @@ def caught_by(tree: Path, where: str) -> str | None:
     return found[1] if found else None if done.returncode == 0 else done.stdout[-300:]
 
 
-def main(words: list[str]) -> int:
-    """Try all mistakes, or those that hold one of the words; return how many pass unseen."""
-    chosen = [m for m in MISTAKES if not words or any(w in " ".join(m) for w in words)]
-    unseen = 0
+def copy_to(tree: Path) -> None:
+    """Copy what git knows, or would add, into an empty folder."""
     listed = ["git", "ls-files", "-co", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+
+
+def main(words: list[str]) -> int:
+    """Try all mistakes, or those that hold one of the words; return how many pass unseen.
+
+    Raises:
+        RuntimeError: if a test fails without any mistake: it could not catch one.
+    """
+    chosen = [m for m in MISTAKES if not words or any(w in " ".join(m) for w in words)]
+    unseen = 0
     if "MNIST_DIR" in os.environ:
         os.environ["MNIST_DIR"] = str((ROOT / os.environ["MNIST_DIR"]).resolve())
+    for where in sorted({m[0].split("/")[0] if "steps" in m[0] else m[0] for m in chosen}):
+        with tempfile.TemporaryDirectory() as folder:
+            copy_to(Path(folder))
+            if failed := caught_by(Path(folder), where):
+                raise RuntimeError(f"without any mistake {failed} fails")
     for number, (where, what, instead) in enumerate(chosen, start=1):
         with tempfile.TemporaryDirectory() as folder:
-            tree = Path(folder)
-            for name in names.splitlines():
-                if (ROOT / name).is_file():
-                    (tree / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(ROOT / name, tree / name)
-            apply(tree, where, what, instead)
-            test = caught_by(tree, where)
+            copy_to(Path(folder))
+            apply(Path(folder), where, what, instead)
+            test = caught_by(Path(folder), where)
         unseen += test is None
         line = f"{number:>3} {where}: {what!r} instead of {instead!r}"
         print(f"{line}\n    {'PASSES UNSEEN' if test is None else test}", flush=True)

@@ -1,0 +1,172 @@
+"""Steps 5 and 6: what their cells compute is right, and what their prose says is true."""
+
+import math
+import re
+import statistics
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import manage
+import records
+import utils
+from claims import claim
+
+FIVE, SIX = "05_augmentation", "06_lr_schedule"
+KNOWN = {"torch": torch, "nn": nn, "F": F, "math": math, "pd": pd, "plt": plt}
+KNOWN |= {"utils": utils, "records": records, "device": "cpu", "NAME": SIX, "PREVIOUS": FIVE}
+KNOWN |= {"SEED": 0, "EPOCHS": 19, "PEAK_LR": 0.1, "DROPOUT": 0.01, "AUGMENT": 1.0}
+
+
+def run(name: str, *cells: str, **names: object) -> SimpleNamespace:
+    """What these cells of a notebook define."""
+    found = KNOWN | names
+    for cell in cells:
+        exec(manage.code_cells(name)[cell]["source"], found)
+    return SimpleNamespace(**found)
+
+
+def shown(name: str, cell: str, row: str) -> list[float]:
+    """The numbers of one row that a cell of the executed notebook shows."""
+    outputs = manage.code_cells(name)[cell]["outputs"]
+    texts = ["".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs]
+    lines = [line for line in "\n".join(texts).splitlines() if line.startswith(row)]
+    return [float(v) for line in lines for v in re.findall(r"-?\d+\.?\d*", line[len(row) :])]
+
+
+def seeds(name: str, study: str = "seeds") -> list[dict]:
+    return records.load_records(study, name)
+
+
+def gap(record: dict) -> float:
+    return record["clean_train_accuracy"] - record["history"]["val_accuracy"][-1]
+
+
+# --- The warps of step 5 --------------------------------------------------------------------------
+
+
+def affine(strength: float):
+    return run(FIVE, "random-affine", AUGMENT=strength).random_affine
+
+
+def pictures(images: int) -> torch.Tensor:
+    return torch.rand(images, 1, 28, 28, generator=torch.Generator().manual_seed(images))
+
+
+@given(images=st.integers(1, 20), seed=st.integers(0, 2**31), strength=st.floats(0, 2))
+@settings(max_examples=20, deadline=None)
+def test_warps_keep_shape_and_range_and_repeat(images, seed, strength):
+    x = pictures(images)
+    first = affine(strength)(x, torch.Generator().manual_seed(seed))
+    assert first.shape == x.shape and first.dtype == x.dtype
+    assert first.min() >= 0 and first.max() <= 1 + 1e-5
+    assert torch.equal(first, affine(strength)(x, torch.Generator().manual_seed(seed)))
+    still = affine(0.0)(x, torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(still, x, atol=1e-4, rtol=0)
+
+
+def test_random_affine_is_the_matrix_of_the_text_with_random_numbers():
+    """Each image under its own draws: rotation, zoom, shear, shift, within the stated range."""
+    x, warp = pictures(6).requires_grad_(), run(FIVE, "affine").warp
+    found = affine(1.0)(x, torch.Generator().manual_seed(3))
+    assert not found.requires_grad
+    draws = 2 * torch.rand(5, 6, generator=torch.Generator().manual_seed(3)) - 1
+    for i, (turn, zoom, shear, right, down) in enumerate(draws.T.tolist()):
+        how = {"angle": 12 * turn, "zoom": 1 + 0.12 * zoom, "shear": 0.15 * shear}
+        expected = warp(x[i : i + 1].detach(), **how, right=-2 * right, down=-2 * down)
+        torch.testing.assert_close(found[i : i + 1], expected, atol=1e-4, rtol=0)
+
+
+def test_a_warp_does_what_its_names_say():
+    x, warp = pictures(2), run(FIVE, "affine").warp
+    torch.testing.assert_close(warp(x, angle=90), torch.rot90(x, 1, (2, 3)), atol=1e-4, rtol=0)
+    moved = warp(x, right=3, down=-2)  # to the right, and up
+    torch.testing.assert_close(moved[:, :, :-2, 3:], x[:, :, 2:, :-3], atol=1e-4, rtol=0)
+    assert moved[:, :, :, :3].abs().max() < 1e-4  # what comes from outside is black
+    dot = torch.zeros(1, 1, 28, 28)
+    dot[:, :, 12:16, 12:16] = 1
+    assert 3.5 < warp(dot, zoom=2).sum() / dot.sum() < 4.5
+    bar = torch.zeros(1, 1, 28, 28)
+    bar[:, :, :, 14] = 1
+    rows = (warp(bar, shear=0.5)[0, 0] * torch.arange(28)).sum(1)
+    assert (rows.diff()[3:-3] < 0).all()  # the bar leans, one way
+
+
+def test_the_curve_over_a_damage_counts_every_image_once(digits):
+    found = run(FIVE, "affine", "bear", data=digits)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    for levels, _, ways in found.damages.values():
+        assert levels[0] == 0
+        value = found.accuracy_by_level(network, [0], ways)
+        assert value == [pytest.approx(utils.evaluate(network, digits.loader("val")).accuracy)]
+
+
+@claim(FIVE, "the gap narrows by about a half")
+@claim(FIVE, "the best and the worst of the last five epochs lie about 0.3 points apart")
+@claim(FIVE, "The training loss (dashed) now lies above the validation loss in most epochs")
+def test_what_step_5_says_of_its_curves_holds():
+    four, five = ([gap(record) for record in seeds(name)] for name in ("04_gap_fc", FIVE))
+    change, _, high = records.difference(five, four)
+    assert high < 0 and -0.65 < change / statistics.mean(four) < -0.35
+    for name in ("04_gap_fc", FIVE):
+        late = [record["history"]["val_accuracy"][-5:] for record in seeds(name)]
+        assert 0.2 < statistics.mean(max(v) - min(v) for v in late) < 0.4
+    (record,) = records.load_records("steps", FIVE)
+    history = zip(record["history"]["train_loss"], record["history"]["val_loss"], strict=True)
+    assert sum(train > val for train, val in history) > 10
+
+
+@claim(FIVE, "rotated by 30 degrees, this step's network reads 94 % of the validation images")
+@claim(FIVE, "step 4's 87 %", "82 % against 70 % at 40 degrees, 89 % against 78 % at 6 pixels")
+@claim(FIVE, "With no warp at all, this run of step 5 is not ahead")
+def test_what_step_5_says_of_rotation_and_shift_is_what_it_measured():
+    four, five = (shown(FIVE, "bear-plot", name) for name in ("04_gap_fc", FIVE))
+    places = (3, 4, 7 + 6)  # 30 and 40 degrees, then 6 pixels
+    assert [(round(five[i]), round(four[i])) for i in places] == [(94, 87), (82, 70), (89, 78)]
+    assert five[0] <= four[0]
+
+
+# --- The plans, controls and pictures of step 6 ---------------------------------------------------
+
+
+def test_the_controls_ran_under_the_plans_that_are_shown():
+    data = SimpleNamespace(train=utils.Split(torch.empty(0), torch.empty(55_000)))
+    hyperparameters = {"batch_size": 128, "learning_rate": 0.1}
+    names = {"data": data, "hyperparameters": hyperparameters, "display": None}
+    rates = run(SIX, "schedule", "plans", **names).rates
+    plt.close("all")
+    assert len(rates) == 19 * 430 and rates["one cycle"].idxmax() == pytest.approx(3.8, abs=0.01)
+    for record in [*seeds("constant", "schedule"), *seeds("step_drop", "schedule"), *seeds(SIX)]:
+        plan = rates[{SIX: "one cycle"}.get(record["name"], record["name"].replace("_", " "))]
+        found = record["history"]["learning_rate"]
+        assert found == pytest.approx(plan.iloc[::430].tolist()), record["name"]
+    for record in seeds("cosine", "schedule"):
+        expected = [0.05 * (1 + math.cos(math.pi * epoch / 19)) for epoch in range(19)]
+        assert record["history"]["learning_rate"] == pytest.approx(expected)
+        assert rates["cosine"].iloc[::430].tolist() == pytest.approx(expected)
+
+
+def test_the_chart_shows_every_run_and_its_mean():
+    counts = {"one": [84, 60, 72], "two": [40, 44]}
+    runs = {
+        k: [{"test_images": 10_000, "test_correct": 10_000 - n} for n in counts[k]] for k in counts
+    }
+    (axis,) = run(SIX, "control-dots").plot_runs(runs, "a title").axes
+    dots = [line.get_ydata().tolist() for line in axis.lines if line.get_marker() == "o"]
+    assert dots == list(counts.values())
+    assert [text.get_text() for text in axis.texts] == ["72\n99.28 %", "42\n99.58 %"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["one", "two"]
+    plt.close("all")
+
+
+def test_the_grid_counts_the_mistakes_that_the_records_hold():
+    errors = [set(records.load_records("steps", step)[0]["test_errors"]) for step in manage.STEPS]
+    ever, always = len(set.union(*errors)), len(set.intersection(*errors))
+    assert shown(SIX, "readings", "misread by at least one step:") == [ever, always]
