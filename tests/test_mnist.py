@@ -74,8 +74,7 @@ class Mirror(socketserver.StreamRequestHandler):
 
     def handle(self):
         request, *_ = iter(self.rfile.readline, b"\r\n")
-        name = request.split()[1].decode().split("/")[-1]
-        self.server.requests.append(name)
+        self.server.requests.append(name := request.split()[1].decode().split("/")[-1])
         plan = self.server.plan(name) if name in PACKED else "good"
         for piece in ANSWERS[plan](PACKED.get(name, b"<html>")):
             self.wfile.write(piece)
@@ -212,8 +211,9 @@ def test_answers_of_a_mirror(mirror, cache, monkeypatch, mirrors, first, second)
     else:
         with pytest.warns(UserWarning, match=f"no MNIST mirror .*{LABELS}.* NOT MNIST") as caught:
             assert utils.load_mnist().name == mnist.STAND_IN
-        assert (told := caught.pop(UserWarning)).filename == __file__, "it names the caller"
-        assert str(told.message).isprintable()
+        told = caught.pop(UserWarning)
+        assert told.filename == __file__ and str(told.message).isprintable()
+        assert ("timed out" in str(told.message)) == (first == "silent"), "before the deadline"
     assert mirror.requests.count(f"{LABELS}.gz") == 2 - (first == "chunked")
     assert kept(cache) == (NAMES if good else OTHERS)
     mirror.plan = lambda name: "good"  # the mirror is back: nothing must have poisoned the cache

@@ -28,7 +28,7 @@ def run_step(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "show", lambda alt: plt.close("all"))
 
     def run(name: str, last: str = "train", **values: object) -> dict:
-        cells, scope = manage.code_cells(name), {}
+        cells, scope = manage.code_cells(name), {"math": math}  # imported by a cell of their own
         for key in ("identity", "parameters", "imports", "data", *RECIPE, "train", "test", "rules"):
             if key in cells:
                 exec(cells[key]["source"], scope)
