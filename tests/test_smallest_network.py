@@ -119,13 +119,13 @@ def test_the_plan_takes_a_seed_of_each_first_and_only_records_of_its_recipes(mon
 
 
 def test_the_frontier_is_what_no_smaller_network_equals():
-    values = {"mixed_1594": [99.0, 99.2], "mixed_2922": [99.39, 99.41], "mixed_4354": [99.3, 99.4]}
-    values |= {"shared_4450": [99.4, 99.4], "shared_4450_5x5": [99.4, 99.6], "mixed_7690": [99.5]}
+    values = {"mixed_1594": [99.0, 99.2], "mixed_2922": [99.3, 99.41, 99.49], "mixed_7690": [99.5]}
+    values |= {"mixed_4354": [99.4] * 2, "shared_4450": [99.4], "shared_4450_5x5": [99.4, 99.6]}
     runs = [{"name": n, "test_accuracy": v} for n in reversed(values) for v in values[n]]
     scope = execute("results", "price", **CODE | {"runs": runs, "dataset": "made up"})
     table, rows = scope["table"], scope["rows"]
     assert list(table.index[table["frontier"]]) == ["mixed_1594", "mixed_2922", "shared_4450_5x5"]
-    assert table.loc["mixed_2922", ["mean", ">= 99.4"]].tolist() == [99.4, "1 of 2"]
+    assert table.loc["mixed_4354", ["mean", ">= 99.4"]].tolist() == [99.4, "2 of 2"]
     assert rows[1][:4] == ["mixed_2922", "shared_4450_5x5", 1_528, pytest.approx(10)]
     assert rows[1][6] == pytest.approx(10 / 1.528)
 
@@ -176,9 +176,7 @@ SAID = [
     f"All 40 runs took {sum(r['seconds'] for r in RUNS) / 3_600:.1f} hours on a CPU.",
 )
 def test_what_the_text_says():
-    assert (
-        TABLE.query("n >= 10 and mean >= 99.4")["p"].min() == 2_922 < 19_066 / 6 and len(RUNS) == 40
-    )
+    assert TABLE.query("n >= 10 and mean >= 99.4")["p"].min() == 2_922 < 19_066 / 6
     assert 99.395 < TEN[0] < 99.4 < TEN[1] and TABLE["min"]["mixed_4354"] >= 99.4
     assert len({p.stem.split("-")[0] for p in (records.RESULTS / "smallest").glob("*.json")}) == 10
     found = {p: v for _, points in CODE["PUBLISHED"].values() for p, v in points.items()}
@@ -188,5 +186,5 @@ def test_what_the_text_says():
     assert above == {3_762, 8_172, 9_994} and min(p for p in found if found[p] >= 99.4) == 3_762
     assert TRIED["32"] == LOSS[0] == min(LOSS) == min(TRIED.values()) and len(TRIED) == 16
     assert len(LOSS) == 10 and mean(LOSS) < sorted(TRIED.values())[1]  # below "the other fifteen"
-    assert 0.0015 < stdev(LOSS) < 0.0025  # "about 0.002"
+    assert 0.0015 < stdev(LOSS) < 0.0025 and len(RUNS) == 40  # "about 0.002"
     assert [row[7] > 0 for row in STEPS[:5]] == [1, 1, 0, 0, 0] and STEPS[1][7] < 1  # "hardly"
