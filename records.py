@@ -28,7 +28,7 @@ from utils import Evaluation, Loader, require
 NOTEBOOKS = HERE / "notebooks"
 RESULTS = NOTEBOOKS / "results"
 IMAGES = HERE / "images"
-# Test digits whose label people found to be wrong: https://github.com/cleanlab/label-errors
+# Test digits whose label people doubt: https://github.com/cleanlab/label-errors
 LABEL_ERRORS = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527)
 LABEL_ERRORS += (9679, 9729)
 KEYS = ("study", "name", "seed", "epochs", "parameters", "dataset", "train_images", "val_images")
@@ -112,7 +112,8 @@ def save_record(record: dict, model: nn.Module | None = None, results: Path = RE
     path = record_path(record, results)
     _check(record, path)
     if model is not None:
-        state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+        state = model.state_dict()  # cloned: safetensors refuses kernels that are shared
+        state = {key: value.cpu().contiguous().clone() for key, value in state.items()}
         content = save(state, metadata={"record": path.name})
         file = path.with_suffix(".safetensors")
         record["weights"] = {"file": file.name, "sha256": hashlib.sha256(content).hexdigest()}

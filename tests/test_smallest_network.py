@@ -39,7 +39,7 @@ SEARCH = {r["name"][9:]: r for r in records.load_records("search") if "smallest"
     [
         ("16-P-16p-16-24-24-24", 19_066, 24, 1_429_296),  # step 6
         ("20-P-20", 180 + 3_600 + 2 * 40 + 210, 8, 180 * 26**2 + 3_600 * 11**2 + 200),
-        ("8 - 12s", 72 + 16 + 72 + 96 + 24 + 130, 5, 72 * 26**2 + (72 + 96) * 24**2 + 120),
+        ("8 - 12sp", 72 + 16 + 72 + 96 + 24 + 130, 5, (72 + 72 + 96) * 26**2 + 120),
         ("8-12g2", 72 + 16 + 864 // 2 + 24 + 130, 5, 72 * 26**2 + 432 * 24**2 + 120),
         ("8-12k1", 72 + 16 + 96 + 24 + 130, 3, (72 + 96) * 26**2 + 120),
         ("8-8p-=", 72 + 16 + 576 + 16 + 0 + 16 + 90, 7, (72 + 2 * 576) * 26**2 + 80),
@@ -57,28 +57,28 @@ def test_a_line_that_makes_no_network_is_told():
 
 
 def test_a_shared_kernel_is_one_tensor_and_learns_from_every_pass():
-    """Its gradient is the sum of those of an unrolled twin with equal weights."""
     shared, unrolled = network("6-6-=-P-=", 0.0), network("6-6-6-P-6", 0.0)
     assert shared[1][0] is shared[2][0] is shared[3][0]
-    assert len({id(m) for m in shared.modules() if isinstance(m, nn.BatchNorm2d)}) == 4
     unrolled.load_state_dict(shared.state_dict())
     x, y = torch.rand(16, 1, 28, 28), torch.arange(16) % 10
-    for model in (shared, unrolled):
-        F.cross_entropy(model(x), y).backward()
-    summed = sum(unrolled[i][0].weight.grad for i in (1, 2, 3))
+    (F.cross_entropy(shared(x), y) + F.cross_entropy(unrolled(x), y)).backward()
+    summed = sum(unrolled[i][0].weight.grad for i in (1, 2, 3))  # of a twin with equal weights
     assert torch.allclose(shared[1][0].weight.grad, summed, atol=1e-5)
 
 
-def test_separable_kernels_see_one_channel_and_shuffled_groups_both():
-    each, mix = CODE["convolution"](6, 10, "s", 1)
-    assert (each.groups, each.padding, mix.kernel_size, mix.bias) == (6, (1, 1), (1, 1), None)
+def test_separable_kernels_see_one_channel_and_shuffled_groups_both_halves():
+    """The weights are drawn in the order in which they stand: published runs can be repeated."""
+    found = [p for p in (torch.manual_seed(0), network("4-6s"))[1].parameters() if p.ndim > 1]
+    torch.manual_seed(0)
+    drawn = nn.Conv2d(1, 4, 3, bias=False), nn.Conv2d(4, 4, 3, groups=4, bias=False)
+    drawn += nn.Conv2d(4, 6, 1, bias=False), nn.Linear(6, 10)
+    assert all(map(torch.equal, found, [layer.weight for layer in drawn]))
     x, layer = torch.rand(1, 4, 5, 5, requires_grad=True), CODE["convolution"](4, 8, "g2", 0)
     touched = [torch.autograd.grad(layer(x)[0, :n].sum(), x)[0][0].any(2).any(1) for n in (1, 4)]
     assert touched[0].tolist() == [True, True, False, False] and touched[1].all()
 
 
 def test_the_line_and_the_recipe_of_step_6_are_those_of_its_notebook(digits, monkeypatch):
-    """Layers, optimizer, schedule and the first warped batch of the training."""
     caught, seen = [], []
     monkeypatch.setattr(utils, "fit", lambda *given: caught.append(given) or {})
     six = {"torch": torch, "nn": nn, "math": math, "F": F, "utils": utils, "data": digits}
@@ -95,8 +95,7 @@ def test_the_line_and_the_recipe_of_step_6_are_those_of_its_notebook(digits, mon
         seen.append((epochs, loader.batch_size, groups, scheduler.state_dict(), batch))
     assert seen[0] == seen[1]
     tables = [utils.layer_table(m) for m in (network(CODE["STEP_6"]), six["model"])]
-    kept = [t[t["layer"] != "Dropout"].reset_index(drop=True) for t in tables]
-    assert kept[0].equals(kept[1])
+    assert len({t[t["layer"] != "Dropout"].to_string(index=False) for t in tables}) == 1
 
 
 def test_a_run_leaves_its_whole_record(digits):
@@ -137,7 +136,6 @@ def test_records_keep_the_protocol_and_the_search_never_saw_the_test_images():
         assert r["parameters"] == utils.count_parameters(network(SPECS[r["name"]]))
     for r in SEARCH.values():
         assert r["test_accuracy"] is None and "test_accuracy" not in r["history"]
-        assert r["parameters"] == utils.count_parameters(network(r["hyperparameters"]["spec"]))
 
 
 # What the text says: sentences made from the tables that the notebook shows, and what they claim
@@ -162,7 +160,7 @@ SAID = [
     "09_smallest_network",
     *(form.format(**TABLE[TABLE["p"] == k].iloc[0]) for form, k in SAID),
     f"and so are {TABLE['>= 99.4']['mixed_2922']} runs. At 4,354 all ten are. The intervals",
-    "Ten networks in all were measured on the test images: these eight, and two that were",
+    "Ten networks in all were measured on the test images: these eight, and the two that",
     f"For 2,922 the interval reaches from {TEN[0]:.3f} to {SHOWN['high'][0]:.3f}: its lower end",
     "below 3,000 parameters. Three published points lie below it: 3,762, 8,172 and 9,994, each",
     f"with a loss of {TRIED['32']:.4f}. It *is* seed 0 of `mixed_4354`, and of the ten seeds",
@@ -182,8 +180,10 @@ def test_what_the_text_says():
     found = {p: v for _, points in CODE["PUBLISHED"].values() for p, v in points.items()}
     known = TABLE[TABLE["frontier"]][["p", "mean"]].to_numpy().T
     line = np.interp(np.log(list(found)), np.log(known[0]), known[1])
-    above = {p for p, ours in zip(found, line, strict=True) if p > 1_594 and found[p] > ours}
-    assert above == {3_762, 8_172, 9_994} and min(p for p in found if found[p] >= 99.4) == 3_762
+    by = {p: found[p] - ours for p, ours in zip(found, line, strict=True) if p > 1_594}
+    above = sorted(p for p in by if by[p] > 0)
+    assert above == [3_762, 8_172, 9_994] and min(p for p in found if found[p] >= 99.4) == 3_762
+    assert by[3_762] == max(by.values()) < (TABLE["max"] - TABLE["mean"])["mixed_4354"]
     assert TRIED["32"] == LOSS[0] == min(LOSS) == min(TRIED.values()) and len(TRIED) == 16
     assert len(LOSS) == 10 and mean(LOSS) < sorted(TRIED.values())[1]  # below "the other fifteen"
     assert 0.0015 < stdev(LOSS) < 0.0025 and len(RUNS) == 40  # "about 0.002"

@@ -47,19 +47,19 @@ def test_dropout_by_hand_is_pytorchs(p):
 
 
 def test_correlation_and_hooks_against_brute_force(digits):
-    trained, val = network(STEP_3), digits.loader("val")
-    some, _ = next(iter(val))
-    scope = run(STEP_3, "dropout-neighbours", trained=trained, digits=some, data=digits)
+    net, val = network(STEP_3), digits.loader("val")
+    scope = run(STEP_3, "dropout-neighbours", trained=net, digits=next(iter(val))[0], data=digits)
     pair = torch.randn(2, 50, 1, 1, 1)
     assert abs(scope["correlation"](*pair) - torch.corrcoef(pair.flatten(1))[0, 1].abs()) < 1e-5
-    whole, calls = utils.evaluate(trained, val), []
+    whole, calls = utils.evaluate(net, val), []
     assert scope["accuracy_with"](lambda y, p: calls.append(p) or y, 0.3) == whole.accuracy
     assert set(calls) == {0.3} and len(calls) % 6 == 0  # after each of six blocks
     scope["accuracy_with"](lambda y, p: torch.zeros_like(y), 1.0)
-    assert torch.equal(utils.evaluate(trained, val).logits, whole.logits)  # hooks are gone
+    assert torch.equal(utils.evaluate(net, val).logits, whole.logits)  # hooks are gone
 
 
 def test_the_sweep_can_be_repeated_and_does_not_start_itself(monkeypatch):
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
     monkeypatch.setattr(records, "load_records", lambda study: [])
     monkeypatch.setattr(records, "run_notebook", lambda *given: runs.append(given))
     runs = []
@@ -85,7 +85,7 @@ def test_neighbours_agree_and_whole_maps_cost_more():
     "up to *p* = 0.25 the runs with and without dropout overlap",
     "with half of all numbers dropped the network misreads clearly more",
     "the training error grows with every share. So the gap to the validation error shrinks",
-    "it is smallest where the network reads new digits worst: at *p* = 0.5 both errors are the",
+    "at *p* = 0.5 it is smaller than without dropout, and both errors are the highest.",
     "*p* = 0.01 does not show an effect, neither on the test accuracy nor on the gap.",
 )
 def test_the_sweep_says_what_the_text_says():
@@ -101,9 +101,8 @@ def test_the_sweep_says_what_the_text_says():
         val[p] = train[p] + sum(gap[p]) / len(runs)
     for p in (0.01, 0.1, 0.25):
         assert min(wrong[p]) <= max(wrong[0]) and max(wrong[p]) >= min(wrong[0])
-        assert val[p] - train[p] < val[0] - train[0]
+    assert max(val, key=lambda p: val[p] - train[p]) == 0
     assert min(wrong[0.5]) > max(wrong[0]) and val[0.5] == max(val.values())
-    assert min(val, key=lambda p: val[p] - train[p]) == 0.5
     assert list(train.values()) == sorted(train.values())
     for values in (wrong, gap):
         _, low, high = records.difference(values[0.01], values[0])

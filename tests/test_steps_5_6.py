@@ -84,8 +84,7 @@ def test_a_warp_does_what_its_names_say():
     moved = warp(x, right=3, down=-2)  # to the right, and up
     torch.testing.assert_close(moved[:, :, :-2, 3:], x[:, :, 2:, :-3], atol=1e-4, rtol=0)
     assert moved[:, :, :, :3].abs().max() < 1e-4  # what comes from outside is black
-    dot = torch.zeros(1, 1, 28, 28)
-    dot[:, :, 12:16, 12:16] = 1
+    dot = F.pad(torch.ones(1, 1, 4, 4), (12, 12, 12, 12))
     assert 3.5 < warp(dot, zoom=2).sum() / dot.sum() < 4.5
     bar = F.one_hot(torch.full((1, 1, 28), 14), 28).float()
     places = (warp(bar, shear=0.5)[0, 0] * torch.arange(28)).sum(1)
@@ -101,7 +100,7 @@ def test_the_curve_over_a_damage_counts_every_image_once(digits):
         assert value == [pytest.approx(utils.evaluate(network, digits.loader("val")).accuracy)]
 
 
-@claim(FIVE, "the gap narrows by about a half")
+@claim(FIVE, "the gap narrows, and the interval of the change lies below zero")
 @claim(FIVE, "the best and the worst of the last five epochs lie about 0.3 points apart")
 @claim(FIVE, "The training loss (dashed) now lies above the validation loss in most epochs")
 def test_what_step_5_says_of_its_curves_holds():
@@ -111,30 +110,26 @@ def test_what_step_5_says_of_its_curves_holds():
         assert 0.2 < statistics.mean(max(v) - min(v) for v in late) < 0.4
         clean = [record["clean_train_accuracy"] for record in seeds(name)]
         gaps[name] = [train - val[-1] for train, val in zip(clean, late, strict=True)]
-    four, five = gaps.values()
-    change, _, high = records.difference(five, four)
-    assert high < 0 and -0.65 < change / statistics.mean(four) < -0.35
+    assert records.difference(gaps[FIVE], gaps["04_gap_fc"])[2] < 0
     (record,) = records.load_records("steps", FIVE)
     history = zip(record["history"]["train_loss"], record["history"]["val_loss"], strict=True)
     assert sum(train > val for train, val in history) > 10
 
 
-@claim(FIVE, "rotated by 30 degrees, this step's network reads 94 % of the validation images")
-@claim(FIVE, "step 4's 87 %", "82 % against 70 % at 40 degrees, 89 % against 78 % at 6 pixels")
+@claim(FIVE, "rotated by 40 degrees, this step's network reads 82 % of the validation images")
+@claim(FIVE, "step 4's 69 %", "82 % against 69 % at 40 degrees, 89 % against 79 % at 6 pixels")
 @claim(FIVE, "With no warp at all, this run of step 5 is not ahead")
 def test_what_step_5_says_of_rotation_and_shift_is_what_it_measured():
     four, five = (shown(FIVE, "bear-plot", name) for name in ("04_gap_fc", FIVE))
-    places = (3, 4, 7 + 6)  # 30 and 40 degrees, then 6 pixels
-    assert [(round(five[i]), round(four[i])) for i in places] == [(94, 87), (82, 70), (89, 78)]
+    places = (4, 7 + 6)  # 40 degrees, 6 pixels
+    assert [(round(five[i]), round(four[i])) for i in places] == [(82, 69), (89, 79)]
     assert five[0] <= four[0]
 
 
 def test_the_controls_ran_under_the_plans_that_are_shown():
-    data = SimpleNamespace(train=utils.Split(torch.empty(0), torch.empty(55_000)))
-    hyperparameters = {"batch_size": 128, "learning_rate": 0.1}
-    names = {"data": data, "hyperparameters": hyperparameters, "display": None}
-    rates = run(SIX, "schedule", "plans", **names).rates
-    plt.close("all")
+    data = SimpleNamespace(name="MNIST", train=utils.Split(torch.empty(0), torch.empty(55_000)))
+    recipe = {"batch_size": 128, "learning_rate": 0.1}
+    rates = run(SIX, "schedule", "plans", data=data, hyperparameters=recipe).rates
     assert len(rates) == 19 * 430 and rates["one cycle"].idxmax() == pytest.approx(3.8, abs=0.01)
     falling = [0.05 * (1 + math.cos(math.pi * epoch / 19)) for epoch in range(19)]
     assert rates["cosine"].iloc[::430].tolist() == pytest.approx(falling)
@@ -145,9 +140,7 @@ def test_the_controls_ran_under_the_plans_that_are_shown():
 
 def test_the_chart_shows_every_run_and_its_mean():
     counts = {"one": [84, 60, 72], "two": [40, 44]}
-    runs = {
-        k: [{"test_images": 10_000, "test_correct": 10_000 - n} for n in counts[k]] for k in counts
-    }
+    runs = {k: [{"test_images": 100, "test_correct": 100 - n} for n in counts[k]] for k in counts}
     (axis,) = run(SIX, "control-dots").plot_runs(runs, "a title").axes
     dots = [line.get_ydata().tolist() for line in axis.lines if line.get_marker() == "o"]
     assert dots == list(counts.values())
@@ -166,8 +159,8 @@ def test_the_grid_counts_the_mistakes_that_the_records_hold():
 @claim(SIX, "step 5 lies at it, and every run of step 6 is across")
 @claim(SIX, "The runs of the first four steps overlap")
 def test_what_step_6_says_of_the_plans_and_the_steps_holds():
-    names = ("constant", "step_drop", "cosine")
-    found = {name: seeds(name, "schedule") for name in names} | {k: seeds(k) for k in manage.STEPS}
+    found = {k: seeds(k, "schedule") for k in ("constant", "step_drop", "cosine")}
+    found |= {k: seeds(k) for k in manage.STEPS}
     wrong = {k: [10_000 - r["test_correct"] for r in v] for k, v in found.items()}
     mean = {k: statistics.mean(v) for k, v in wrong.items()}
     assert mean["constant"] > mean[FIVE] > mean[SIX] + 10
