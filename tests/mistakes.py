@@ -122,7 +122,8 @@ def apply(tree: Path, where: str, what: str, instead: str) -> None:
             notebook = json.loads(text)
             (cell,) = [c for c in notebook["cells"] if c["id"] == where.split("/")[1]]
             source, count = re.subn(pattern, lambda _: what, "".join(cell["source"]))
-            cell["source"], text = source.splitlines(keepends=True), json.dumps(notebook)
+            cell["source"] = source.splitlines(keepends=True)
+            text = json.dumps(notebook)
         else:
             indent = re.match(r" *", instead)[0]
             text, count = re.subn(pattern, lambda _, i=indent: i + what, text)

@@ -342,14 +342,14 @@ def test_damage():
     "confidence falls along with its accuracy",
     "most letters are read with more than 90 %",
 )
-@claim(OWN, "the same network reads far more digits right after the preparation")
+@claim(OWN, "the same network reads more digits right after the preparation")
 def test_sources():
     table = rows("source").set_index("source")
     steps = [column for column in table if column[0] == "0"]
     mnist, other, better, letters = (table.loc[name] for name in table.index)
     assert len(steps) == 6 and (mnist[steps] - other[steps]).min() > 3
     gain = better[steps] - other[steps]
-    assert (gain > 1).sum() >= 4 and gain[steps[-1]] > 3
+    assert (gain > 1).sum() >= 4 and gain[steps[-1]] > 1
     assert mnist["confidence"] > other["confidence"] + 3 and letters["above 90 %"] > 50
 
 

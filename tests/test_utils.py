@@ -334,6 +334,7 @@ def test_fit_tracks_other_splits_only_when_asked(digits):
     assert "test_accuracy" not in train(digits)[1]
     model, history = train(digits, test=digits.loader("test"))
     assert history["test_accuracy"] == [utils.evaluate(model, digits.loader("test")).accuracy]
+    assert history["val_accuracy"] == [utils.evaluate(model, digits.loader("val")).accuracy]
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_batch(digits):
