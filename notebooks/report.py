@@ -70,6 +70,9 @@ def step_result(step: str) -> str:
     before = accuracies(step_runs(manage.STEPS[place - 1]))
     gain, low, high = records.difference(own, before)
     text += f" Step {place} → {place + 1}: **{gain:+.3f} points** ({low:+.3f} to {high:+.3f})."
+    both = step_runs(step) + step_runs(manage.STEPS[place - 1])
+    if len({run["device"] for run in both}) > 1:
+        text += " (The runs come from more than one processor: results/runs.csv names each.)"
     if not low <= 0 <= high:
         return text
     text += " The interval contains zero: this does not show an effect on accuracy."

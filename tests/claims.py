@@ -1,9 +1,13 @@
 """A claim: a sentence that stands in a notebook or page, and the check that it is true."""
 
+import contextlib
 import functools
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+
+import manage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,3 +35,18 @@ def claim(name: str, *sentences: str) -> Callable[[Callable], Callable]:
         return check
 
     return decorate
+
+
+def run_cells(name: str, *ids: str, **scope: object) -> dict:
+    """The names that a notebook's parameters, its imports and then these cells make.
+
+    ``scope`` replaces parameters before the imports run.
+    """
+    cells = manage.code_cells(name)
+    names = {"__name__": "__main__", "display": lambda *_: None}
+    exec(cells["parameters"]["source"], names)
+    names |= scope
+    with contextlib.redirect_stdout(io.StringIO()):
+        for key in ("imports", *ids):
+            exec(cells[key]["source"], names)
+    return names

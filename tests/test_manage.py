@@ -93,7 +93,7 @@ def test_between_wants_its_markers_once():
 
 
 def fake(values: list[float], **more: object) -> list[dict]:
-    base = {"parameters": 9, "epochs": 3, "seconds": 1.0, "name": "n"} | more
+    base = {"parameters": 9, "epochs": 3, "seconds": 1.0, "name": "n", "device": "a"} | more
     return [base | {"test_accuracy": v, "seed": i} for i, v in enumerate(values)]
 
 

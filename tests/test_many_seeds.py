@@ -1,7 +1,6 @@
 """Notebook 08: runs and variants are what their names say, its numbers those of its runs."""
 
-import contextlib
-import io
+import functools
 import itertools
 from statistics import mean, stdev
 
@@ -9,22 +8,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-import manage
 import records
 import utils
-from claims import claim, prose
+from claims import claim, prose, run_cells
 
 NAME, STEP = "08_many_seeds", "06_lr_schedule"
 
 
-def run(*ids: str, **scope: object) -> dict:
-    cells, names = manage.code_cells(NAME), {"__name__": "__main__", "display": lambda *_: None}
-    exec(cells["parameters"]["source"], names)
-    names |= scope
-    with contextlib.redirect_stdout(io.StringIO()):
-        for key in ("imports", *ids):
-            exec(cells[key]["source"], names)
-    return names
+run = functools.partial(run_cells, NAME)
 
 
 REST = ("result", "many-seeds", "chance", "variants", "run-ablation", "ablation", "ablation-plot")

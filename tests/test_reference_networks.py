@@ -1,7 +1,6 @@
 """Notebook 07: networks and recipes are those described, its claims those of its runs."""
 
-import contextlib
-import io
+import functools
 import math
 from statistics import mean, stdev
 from types import SimpleNamespace
@@ -15,20 +14,13 @@ from torchvision.transforms.functional import InterpolationMode, rotate
 import manage
 import records
 import utils
-from claims import claim, prose
+from claims import claim, prose, run_cells
 
 NAME, NETWORKS = "07_reference_networks", ("R1", "R2", "R3", "R4", "R5")
 PARAMETERS = dict(zip(NETWORKS, (9_680, 18_962, 17_290, 13_816, 9_320), strict=True))
 
 
-def run(*ids: str, **scope: object) -> dict:
-    cells, names = manage.code_cells(NAME), {}
-    exec(cells["parameters"]["source"], names)
-    names |= scope
-    with contextlib.redirect_stdout(io.StringIO()):
-        for key in ("imports", *ids):
-            exec(cells[key]["source"], names)
-    return names
+run = functools.partial(run_cells, NAME)
 
 
 MODELS = ("block", "model-r1-r2", "model-r4-r5", "model-r3", "r3-count", "overview")
