@@ -82,6 +82,7 @@ def test_neighbours_agree_and_whole_maps_cost_more():
 
 @claim(
     STEP_3,
+    "the others are the study `dropout`, with two runs of each share so far.",
     "up to *p* = 0.25 the runs with and without dropout overlap",
     "with half of all numbers dropped the network misreads clearly more",
     "the training error grows with every share. So the gap to the validation error shrinks",
@@ -92,6 +93,7 @@ def test_the_sweep_says_what_the_text_says():
     all_runs = {0: records.load_records("seeds", "02_batch_norm")}
     all_runs[0.01] = records.load_records("seeds", STEP_3)
     all_runs |= {n / 100: records.load_records("dropout", f"dropout_{n}") for n in (10, 25, 50)}
+    assert {len(all_runs[p]) for p in (0.1, 0.25, 0.5)} == {2}
     wrong, gap, train, val = {}, {}, {}, {}
     for p, runs in all_runs.items():
         assert {r["hyperparameters"].get("dropout", 0) for r in runs} == {p}
