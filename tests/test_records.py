@@ -321,10 +321,13 @@ def test_summary_and_difference_are_scipys():
     assert (row["low"], row["high"]) == pytest.approx(interval)
     found = (row["n"], row["mean"], row["std"], row["min"], row["max"])
     assert found == pytest.approx((7, one.mean(), one.std(ddof=1), one.min(), one.max()))
-    gain, low, high = records.difference(one, other)
-    assert gain == pytest.approx(one.mean() - other.mean()) and low < gain < high
-    p = stats.ttest_ind(one, other, equal_var=False).pvalue
-    assert (low <= 0 <= high) == (p >= 0.05)
+    few = 99 + 5 * (other[:3] - 99)  # fewer and wider: Welch's interval is not the pooled one
+    gain, low, high = records.difference(one, few)
+    parts = [values.var(ddof=1) / len(values) for values in (one, few)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 6 + parts[1] ** 2 / 2)  # Welch 1947
+    half = stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5
+    expected = one.mean() - few.mean()
+    assert (gain, low, high) == pytest.approx((expected, expected - half, expected + half))
 
 
 def test_the_label_errors_are_fifteen_test_images():
