@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import os
 import struct
-import tempfile
 import time
 import urllib.request
 import warnings
@@ -21,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 from torchvision.datasets import MNIST
+
+from files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 STAND_IN = "scikit-learn digits (stand-in)"
@@ -35,6 +36,7 @@ ATTEMPTS = 3
 SILENCE = 20.0  # seconds without a byte before a mirror counts as silent
 DEADLINE = 100.0  # seconds for one file from one mirror: it may drip
 LIMIT = 64_000_000  # bytes of one file, packed or not: a body may be endless
+ELSEWHERE = "Set MNIST_DIR to a folder that holds MNIST/raw/ with the four extracted files."
 
 
 class Digits(NamedTuple):
@@ -63,11 +65,11 @@ def load() -> Digits:
     if choice == "digits":
         return load_stand_in()
     if os.environ.get("MNIST_DIR"):
-        return _parse([_read_verified(_folder("MNIST_DIR"), name) for name in SHA256])
+        return read_folder(_folder("MNIST_DIR"))
     try:
         return read_or_download(_folder("MNIST_CACHE"))
     except MirrorsUnreachable as error:
-        line = f"{error}. NOT MNIST: going on with the {STAND_IN}. MNIST_DIR helps."
+        line = f"{error}. NOT MNIST: going on with the {STAND_IN}. {ELSEWHERE}"
         warnings.warn(line, stacklevel=3)
         return load_stand_in()
 
@@ -85,17 +87,21 @@ def _read_verified(root: Path, name: str) -> bytes:
     """The content of one file; what is parsed later is what was verified here."""
     path = root / "MNIST" / "raw" / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing. The folder must hold MNIST/raw/ with the four extracted files "
-            "as torchvision lays them out; unset MNIST_DIR to download them instead."
-        )
+        raise FileNotFoundError(f"{path} is missing")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise ValueError(
-            f"{path} is damaged: its SHA-256 is not {SHA256[name][:12]}... "
-            "Delete it and fetch it again, or unset MNIST_DIR to download it."
-        )
+        raise ValueError(f"{path} is damaged: its SHA-256 is not {SHA256[name][:12]}...")
     return content
+
+
+def read_folder(root: Path) -> Digits:
+    """The digits from a folder that somebody else fills."""
+    try:
+        return _parse([_read_verified(root, name) for name in SHA256])
+    except (OSError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        hint = "MNIST_DIR must hold MNIST/raw/ with the four extracted files, as torchvision"
+        raise kind(f"{error}. {hint} keeps them; unset MNIST_DIR to download them.") from error
 
 
 def _parse(contents: list[bytes]) -> Digits:
@@ -118,7 +124,7 @@ def read_or_download(cache: Path) -> Digits:
                 contents.append(_read_verified(cache, name))
             except (FileNotFoundError, ValueError) as reason:
                 contents.append(_download(name, reason))
-                write_atomically(Path(cache) / "MNIST" / "raw" / name, contents[-1])
+                write_atomically(cache / "MNIST" / "raw" / name, contents[-1])
     except OSError as error:
         hint = "Set MNIST_CACHE to a folder with 60 MB of space that you may read and write."
         raise OSError(f"cannot keep MNIST in {cache}: {error}. {hint}") from error
@@ -142,7 +148,8 @@ def _download(name: str, reason: Exception) -> bytes:
             damaged |= isinstance(error, zlib.error)  # not gzip: a page to sign in, for one
             text = "".join(c if c.isprintable() else "?" for c in str(error) or "too slow")[:200]
     if damaged:  # even once: what arrived was not MNIST, and the stand-in must not cover that up
-        raise RuntimeError(f"MNIST arrived with a wrong checksum: {name}.gz; last answer: {text}")
+        told = f"MNIST arrived with a wrong checksum: {name}.gz; last answer: {text}. {ELSEWHERE}"
+        raise RuntimeError(told)
     text += f" (and in the cache, {reason})" if isinstance(reason, ValueError) else ""
     raise MirrorsUnreachable(f"no MNIST mirror answered in {ATTEMPTS} tries: {url}: {text}")
 
@@ -157,15 +164,6 @@ def _fetch(url: str, result: Future) -> None:
         result.set_result(body)
     except Exception as error:
         result.set_exception(error)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file in its place whole: who is killed leaves nothing that is trusted later."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_bytes(content)
-        temporary.replace(path)
 
 
 def load_stand_in() -> Digits:

@@ -17,12 +17,15 @@ import pandas as pd
 import torch
 import torchvision
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from scipy import stats
 from torch import nn
 
 import utils
-from mnist import HERE, write_atomically
+from files import write_atomically
+from mnist import HERE
+from soundness import check, remedy
 from utils import Evaluation, Loader, require
 
 NOTEBOOKS = HERE / "notebooks"
@@ -31,15 +34,15 @@ IMAGES = HERE / "images"
 # Test digits whose label people doubt: https://github.com/cleanlab/label-errors
 LABEL_ERRORS = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527)
 LABEL_ERRORS += (9679, 9729)
-KEYS = ("study", "name", "seed", "epochs", "parameters", "dataset", "train_images", "val_images")
-KEYS += ("batch_size", "hyperparameters", "history", "test_accuracy", "test_correct", "seconds")
-KEYS += ("device", "threads", "versions")
+COLUMNS = ("study", "name", "seed", "epochs", "parameters", "dataset", "train_images", "val_images")
+COLUMNS += ("batch_size", "test_accuracy", "test_correct", "seconds", "device", "threads")
 
 
 def environment(device: torch.device | str) -> dict:
     """Where a run happens: ``device`` (name), ``threads`` and ``versions``."""
     device, cpuinfo = torch.device(device), Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    found = re.search(r"model name\s*:\s*(.+)", text)
     name = found[1] if found else platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
     versions = {"python": platform.python_version(), "numpy": np.__version__}
@@ -83,24 +86,37 @@ def make_measurement(study: str, name: str, rows: list[dict], loader: Loader) ->
     return identity | {"smoke_test": utils.is_smoke_test(), **where, "rows": rows}
 
 
+def _file(record: dict, suffix: str = ".json") -> Path:
+    """``<study>/<name>-seed<seed>``; what cannot be part of a file's name is refused."""
+    for key in ("study", "name", "seed"):
+        good = bool(re.fullmatch(r"[\w-]{1,80}", str(record.get(key, ""))))
+        require(good, f"{key} must be letters, digits, _ and -, got {record.get(key)!r}")
+    return Path(record["study"], f"{record['name']}-seed{record['seed']}{suffix}")
+
+
 def record_path(record: dict, results: Path = RESULTS) -> Path:
     """``results/<study>/<name>-seed<seed>.json``; under ``results/scratch/`` unless publishable.
 
-    Publishable is a complete run on MNIST, and in the place of a published record only a run of
-    the same epochs and hyperparameters. Raises a ValueError if study, name or seed cannot be part
-    of a file's name: "../x" would leave results/.
+    Publishable is a complete run on MNIST with the epochs and hyperparameters of the runs that are
+    there under its name (in "steps" also their seed). What is there already, ``manage.py execute``
+    alone replaces. Raises a ValueError if study, name or seed cannot be part of a file's name.
     """
-    for key in ("study", "name", "seed"):
-        good = bool(re.fullmatch(r"[\w-]+", str(record.get(key, ""))))
-        require(good, f"{key} must be letters, digits, _ and -, got {record.get(key)!r}")
-    path = Path(record["study"], f"{record['name']}-seed{record['seed']}.json")
+    path, scratch = _file(record), results / "scratch"
+    if record["study"] == "scratch":
+        return results / path
     public = record["dataset"] == "MNIST" and not record.get("smoke_test")
-    if "rows" not in record:
-        public = public and len(record["history"]["seconds"]) == record["epochs"]
-        if public and (results / path).exists():
-            old = load_record(results / path)
-            public = all(record[key] == old[key] for key in ("epochs", "hyperparameters"))
-    return results / path if public else results / "scratch" / path
+    public = public and (not (results / path).exists() or bool(os.environ.get("PUBLISH")))
+    if public and "rows" not in record:
+        keys = ("epochs", "hyperparameters", *["seed"] * (record["study"] == "steps"))
+        public = len(record["history"]["seconds"]) == record["epochs"]
+        for there in (results / path).parent.glob(f"{record['name']}-seed*.json"):
+            try:
+                old = load_record(there)
+            except ValueError:  # damaged: the new run is kept, and the old one stays to be mended
+                public = False
+            else:
+                public = public and all(record[key] == old[key] for key in keys)
+    return (results if public else scratch) / path
 
 
 def save_record(record: dict, model: nn.Module | None = None, results: Path = RESULTS) -> Path:
@@ -110,7 +126,7 @@ def save_record(record: dict, model: nn.Module | None = None, results: Path = RE
     a number is not finite, or the numbers contradict each other.
     """
     path = record_path(record, results)
-    _check(record, path)
+    check(record, path)
     if model is not None:
         state = model.state_dict()  # cloned: safetensors refuses kernels that are shared
         state = {key: value.cpu().contiguous().clone() for key, value in state.items()}
@@ -129,33 +145,10 @@ def load_record(path: Path) -> dict:
     """Read one record; raise a ValueError that names file and remedy if it is not sound."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        _check(record, path)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        remedy = f"Restore it (git checkout -- {path.name}), or delete it and run it again."
-        raise ValueError(f"{path} is not a record: {error}. {remedy}") from error
+        check(record, path)
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{path} is not a record: {error}. {remedy(path)}") from error
     return record
-
-
-def _check(record: dict, path: Path) -> None:
-    """Raise an error unless a record has all fields and its numbers agree with each other."""
-    require(isinstance(record, dict), f"it holds a {type(record).__name__}")
-    wanted = ("study", "name", "seed", "dataset", "device") if "rows" in record else KEYS
-    missing = sorted(set(wanted) - set(record))
-    require(not missing, f"it lacks {missing}")
-    own = f"{record['study']}/{record['name']}-seed{record['seed']}.json"
-    require(f"{path.parent.name}/{path.name}" == own, f"its place is {own}")
-    json.dumps(record, allow_nan=False)  # raises for a number that is not finite
-    if "rows" in record:
-        return
-    lengths = {len(values) for values in record["history"].values()}
-    early = path.parent.parent.name == "scratch" or "history_note" in record
-    good = lengths == {record["epochs"]} or (early and len(lengths) == 1)
-    require(good, f"it has {record['epochs']} epochs, but {lengths} in its history")
-    if record["test_accuracy"] is not None:
-        images, correct = record["test_images"], record["test_correct"]
-        same = math.isclose(record["test_accuracy"], 100 * correct / images)
-        require(same, f"{correct} of {images} are not {record['test_accuracy']} %")
-        require(len(set(record["test_errors"])) == images - correct, "its mistakes do not add up")
 
 
 def load_records(
@@ -170,20 +163,20 @@ def load_records(
 
 
 def load_weights(model: nn.Module, record: dict, results: Path = RESULTS) -> nn.Module:
-    """Load the weights that belong to a record into ``model``; return it.
+    """Load the weights that belong to a record, published or not, into ``model``; return it.
 
     Raises a FileNotFoundError or ValueError if they are missing, damaged, or another network's.
     """
-    path = record_path(record, results).with_suffix(".safetensors")
-    remedy = f"Restore it: git checkout -- {path.name}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {remedy}")
-    content = path.read_bytes()
-    good = hashlib.sha256(content).hexdigest() == record.get("weights", {}).get("sha256")
-    require(good, f"{path} does not belong to its record (SHA-256). {remedy}")
+    path, *other = (root / _file(record, ".safetensors") for root in (results, results / "scratch"))
+    found = [file.read_bytes() for file in (path, *other) if file.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{path} is missing. {remedy(path)}")
+    wanted = record.get("weights", {}).get("sha256")
+    own = [content for content in found if hashlib.sha256(content).hexdigest() == wanted]
+    require(bool(own), f"{path} does not belong to its record (SHA-256). {remedy(path)}")
     try:
-        model.load_state_dict(load(content))
-    except RuntimeError as error:
+        model.load_state_dict(load(own[0]))
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} holds another network: {error}") from error
     return model
 
@@ -203,7 +196,10 @@ def judge(record: dict, model: nn.Module) -> pd.DataFrame:
         ">= 99.4 % on the test set": (f"{accuracy:.2f} %", accuracy >= 99.4),
         "< 20,000 parameters": (f"{parameters:,}", parameters < 20_000),
         "< 20 epochs": (f"{epochs}", epochs < 20),
-        "batch norm and dropout": (f"{no[norm]}batch norm, dropout {dropout:g}", norm and dropout),
+        "batch norm and dropout": (
+            f"{no[norm]}batch norm, dropout {dropout:g}",
+            norm and 0 < dropout < 1,
+        ),
         "GAP and FC": (f"{no[gap]}GAP, {no[linear]}FC", gap and linear),
     }
     rows = [(rule, has, "pass" if good else "FAIL") for rule, (has, good) in rows.items()]
@@ -215,8 +211,8 @@ def judge(record: dict, model: nn.Module) -> pd.DataFrame:
 
 
 def save_figure(name: str, dataset: str, figure: Figure) -> None:
-    """Save a figure as ``images/<name>.png``: only from full runs on MNIST."""
-    if dataset == "MNIST" and not utils.is_smoke_test():
+    """Save a figure as ``images/<name>.png``: MNIST in full, and by ``manage.py execute`` alone."""
+    if dataset == "MNIST" and os.environ.get("PUBLISH") and not utils.is_smoke_test():
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=150)
         write_atomically(IMAGES / f"{name}.png", picture.getvalue())
@@ -241,9 +237,9 @@ def table(results: Path = RESULTS) -> pd.DataFrame:
     """All runs, one a row: what, how good, how long, where, with which hyperparameters."""
     rows = []
     for record in map(load_record, sorted(results.glob("*/*.json"))):
-        if "rows" in record:  # no run
+        if "rows" in record or record["study"] == "scratch":  # no run, or not published
             continue
-        row = {k: record[k] for k in KEYS if k not in ("hyperparameters", "history", "versions")}
+        row = {k: record[k] for k in COLUMNS}
         row["val_loss"] = (record["history"].get("val_loss") or [record.get("val_loss")])[-1]
         row |= {"status": record.get("status", "valid"), "reason": record.get("reason", "")}
         own = record["hyperparameters"].items()
@@ -278,7 +274,11 @@ def run_study(
 
         workers = min(len(todo), os.cpu_count() or 1)  # any port: another study may be under way
         local = {"threads_per_worker": 1, "n_workers": workers, "dashboard_address": "127.0.0.1:0"}
-        with Client(**local) if scheduler == "local" else Client(scheduler) as client:
+        try:
+            client = Client(**local) if scheduler == "local" else Client(scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"SCHEDULER: no Dask cluster at {scheduler!r}: {error}") from error
+        with client:
             # Once more if it fails: two kernels that start at once may draw one port.
             runs = {client.submit(run, *job, pure=False, retries=1): job for job in todo}
             for done in as_completed(runs):

@@ -8,6 +8,7 @@ import copy
 import math
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def require(condition: bool, message: str) -> None:
 
 def is_smoke_test() -> bool:
     """True when ``SMOKE_TEST=1``: few images, one epoch, no verdict on accuracy."""
-    return os.environ.get("SMOKE_TEST", "0") not in ("", "0")
+    return os.environ.get("SMOKE_TEST", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def pick_device() -> torch.device:
@@ -192,7 +193,7 @@ def train_epoch(
     """
     model.train()
     losses, correct = [], []
-    for images, labels in tqdm(loader, f"epoch {epoch}", leave=False):
+    for images, labels in tqdm(loader, f"epoch {epoch}", leave=False, file=sys.stdout):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import tokenize
 import tomllib
 from pathlib import Path
@@ -25,6 +24,8 @@ os.environ["TQDM_DISABLE"] = "1"  # no progress bars in stored outputs; the epoc
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 sys.path.insert(0, str(ROOT))
+from files import write_atomically
+
 STEPS = (
     "01_baseline",
     "02_batch_norm",
@@ -57,11 +58,8 @@ def write(name: str, notebook: dict) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file at once: whoever is stopped half-way leaves the old one, not half of the new."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+    """Write a text at once: whoever is stopped half-way leaves the old one, not half of the new."""
+    write_atomically(path, text.encode())
 
 
 def code_cells(name: str) -> dict[str, dict]:
@@ -86,6 +84,7 @@ def run(name: str, parameters: dict | None = None, output: Path | None = None) -
     """
     import nbformat
 
+    os.environ.pop("MPLBACKEND", None)  # "agg" draws nothing: the copy is to have its figures
     output = output or NOTEBOOKS / "run" / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
@@ -117,7 +116,7 @@ def execute(name: str) -> None:
     """Execute a notebook in place from a clean kernel and leave only what should be committed.
 
     Smoke tests, other data and backends that draw nothing are switched off: what is published
-    shows the whole thing.
+    shows the whole thing. Here alone published records and pictures may be replaced.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails (the file stays as it was).
@@ -127,6 +126,7 @@ def execute(name: str) -> None:
 
     for variable in ("SMOKE_TEST", "DATASET", "MPLBACKEND"):
         os.environ.pop(variable, None)
+    os.environ["PUBLISH"] = "1"
     path = NOTEBOOKS / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     _run_cells(notebook, path.parent)
@@ -202,7 +202,8 @@ def refresh() -> None:
     import report  # not above: rename needs neither torch nor pandas
 
     table = records.table()
-    table.to_csv(records.RESULTS / "runs.csv", index=False, lineterminator="\n")
+    text = table.to_csv(index=False, lineterminator="\n")
+    replace_text(records.RESULTS / "runs.csv", text)
     for step in STEPS:
         notebook = read(step)
         header = notebook["cells"][0]
@@ -223,7 +224,7 @@ def refresh() -> None:
 
 def settings() -> tuple[str, str]:
     """The repository's public name and branch, from the one place where they stand."""
-    series = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["series"]
+    series = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["series"]
     return series["repository"], series["ref"]
 
 
@@ -245,26 +246,28 @@ def rename(repository: str, ref: str) -> None:
     Raises:
         ValueError: if ``repository`` does not read OWNER/REPO, or one of the two is no name.
     """
-    if not re.fullmatch(r"[\w-]+/(?!\.\.?$)[\w.-]+", repository):
+    if not re.fullmatch(r"[A-Za-z0-9-]+/(?!\.\.?$)[A-Za-z0-9_.-]+", repository):
         raise ValueError(f"expected OWNER/REPO, got {repository!r}")
-    if not re.fullmatch(r"(?!.*\.\.)[\w./-]+", ref):
+    # Of what git allows, what means nothing in an address, a string or a shell.
+    if not re.fullmatch(
+        r"(?!.*(\.\.|//|/\.|\./|\.lock(/|$)))[\w][A-Za-z0-9_./-]*(?<![./])", ref, re.A
+    ):
         raise ValueError(f"expected a branch or tag, got {ref!r}")
-    old_repository, old_ref = settings()
-    swaps = {
-        f"github/{old_repository}/blob/{old_ref}/": f"github/{repository}/blob/{ref}/",
-        f'\\"{old_repository}\\", \\"{old_ref}\\"': f'\\"{repository}\\", \\"{ref}\\"',
-        f'repository = "{old_repository}"': f'repository = "{repository}"',
-        f'ref = "{old_ref}"': f'ref = "{ref}"',
-        f"github.com/{old_repository}/blob/{old_ref}/": f"github.com/{repository}/blob/{ref}/",
-        f"github.com/{old_repository}": f"github.com/{repository}",
+    old, old_ref = map(re.escape, settings())
+    swaps = {  # whole names: "a/b" is not found in "a/b-2", and a repeated rename changes nothing
+        rf"(github(?:\.com)?/){old}/blob/{old_ref}/": rf"\g<1>{repository}/blob/{ref}/",
+        rf"(github\.com/){old}(?![\w.-])": rf"\g<1>{repository}",
+        rf'\\"{old}\\", \\"{old_ref}\\"': rf'\\"{repository}\\", \\"{ref}\\"',
+        rf'^repository = "{old}"$': f'repository = "{repository}"',
+        rf'^ref = "{old_ref}"$': f'ref = "{ref}"',
     }
     # pyproject.toml last: it holds the old name, and a rename that was stopped can be repeated.
     texts = [*ROOT.glob("*.md"), *ROOT.glob("*.cff")]
     texts += [NOTEBOOKS / f"{name}.ipynb" for name in names()]
     for path in [*texts, ROOT / "pyproject.toml"]:
         text = path.read_text(encoding="utf-8")
-        for old, new in swaps.items():
-            text = text.replace(old, new)
+        for before, after in swaps.items():
+            text = re.sub(before, after, text, flags=re.M)
         replace_text(path, text)
 
 
