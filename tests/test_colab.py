@@ -40,7 +40,7 @@ PREINSTALLED = {
     **{"ipykernel": "6.17.1", "ipython": "7.34.0", "nbformat": "5.10.4", "nbclient": "0.10.4"},
     **{"dask": "2026.1.1", "distributed": "2026.1.1", "jinja2": "3.1.6", "pip": "24.1.2"},
 }
-ABSENT = ["captum", "papermill", "nbval", "hypothesis", "utils", "manage"]
+ABSENT = ["captum", "papermill", "nbval", "hypothesis", "parameters", "manage"]
 NAMES = [name for name in manage.names() if "/" not in name]
 ADDRESS = f"https://github.com/{manage.settings()[0]}"
 # Imported, but named only by the package that needs them.
@@ -196,7 +196,7 @@ def imported(paths: list[Path], notebooks: Iterable[str]) -> set[str]:
 
 
 def test_each_import_is_named_by_a_requirement():
-    modules = [ROOT / f"{name}.py" for name in ("utils", "mnist", "records")]
+    modules = [ROOT / f"{name}.py" for name in ("utils", "mnist", "records", "parameters")]
     tools = [path for part in (NOTEBOOKS, ROOT / "tests") for path in part.glob("*.py")]
     own = {path.stem for path in modules + tools} | sys.stdlib_module_names
     packages = metadata.packages_distributions()
@@ -236,9 +236,10 @@ def test_run_all_from_nothing(machine, times, name, bare, monkeypatch):
         assert executable == str(machine.python) and f"{machine.folder.parent}/pre" in torch_file
         missing = requirements("requirements.txt").keys() - machine.preinstalled
         assert machine.installed() == missing, "what is missing, and nothing that is there"
-    fetched = Path(ADDRESS).name
-    assert {p.name for p in machine.folder.iterdir()} == {f"{name}.ipynb", fetched}
-    assert git("-C", machine.folder / fetched, "status", "--porcelain") == "", "as published"
+    fetched = set(machine.folder.iterdir()) - {machine.folder / f"{name}.ipynb"}
+    assert len(fetched) == times, "a new folder each time: nothing stale, half-done or foreign"
+    for folder in fetched:
+        assert git("-C", folder, "status", "--porcelain") == "", "as published"
 
 
 @pytest.mark.parametrize("machine", ["Kaggle"], indirect=True)
@@ -257,3 +258,16 @@ def test_what_fails_gives_one_clear_sentence_and_can_be_repeated(machine, bare, 
         assert "Internet off?" in caught.value.evalue and reason in caught.value.evalue
     machine.run(NAMES[0], cells=2)
     assert machine.installed() == {"captum"}
+
+
+@pytest.mark.parametrize("machine", ["Kaggle"], indirect=True)
+def test_one_value_pins_a_commit(machine, bare, monkeypatch):
+    redirect(monkeypatch, bare)
+    commit = git("-C", bare, "rev-parse", "HEAD").strip()
+    monkeypatch.chdir(machine.folder)
+    setup = manage.code_cells(NAMES[0])["setup"]["source"]
+    pinned = setup.replace(f', "{manage.settings()[1]}"', f', "{commit}"')
+    code = f"{pinned}\nprint(os.getcwd())"
+    found = subprocess.run([machine.python, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0 and pinned != setup, found.stderr
+    assert git("-C", found.stdout.strip(), "rev-parse", "HEAD").strip() == commit
