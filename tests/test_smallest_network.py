@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import manage
+import parameters
 import records
 import utils
 from claims import claim
@@ -20,15 +21,15 @@ SIX = {key: cell["source"] for key, cell in manage.code_cells("06_lr_schedule").
 
 def execute(*ids: str, **scope: object) -> dict:
     """The names that cells of the notebook leave behind, after its imports."""
-    exec(CELLS["data"]["source"].split("utils.use_style()")[0], scope)
-    scope = {"device": torch.device("cpu"), "quick": True} | scope
+    exec(CELLS["data"]["source"].split("parameters.check")[0], scope)
+    scope = {"device": torch.device("cpu"), "quick": True, "parameters": parameters} | scope
     for key in ids:
         exec(CELLS[key]["source"], scope)
     return scope
 
 
-CODE = execute("parameters", "convolution", "network", "specs", "networks", "recipes", "step-6")
-CODE = execute("train", "published", **CODE)
+CODE = execute("parameters", "convolution", "network", "count", "specs", "networks", "recipes")
+CODE = execute("step-6", "train", "published", **CODE)
 SPECS, RECIPES, network = (CODE[key] for key in ("SPECS", "RECIPES", "network"))
 RUNS = records.load_records("smallest")
 SEARCH = {r["name"][9:]: r for r in records.load_records("search") if "smallest" in r["name"]}
