@@ -66,6 +66,11 @@ MISTAKES = [  # where, what, instead of what
     ("records.py", "equal_var=True", "equal_var=False"),
     ("records.py", "r.get(\"status\") != \"x\"", "r.get(\"status\") != \"superseded\""),
     ("records.py", "todo = plan", "todo = plan[:1] if utils.is_smoke_test() else [job for job in plan if job not in have]"),
+    ("parameters.py", "return text, lambda value: type(value) is int", "return text, lambda value: type(value) is int and low <= value <= high"),
+    ("parameters.py", "math.isnan(value)", "math.isfinite(value)"),
+    ("parameters.py", "return isinstance(value, str)", "return isinstance(value, str) and bool(re.fullmatch(r\"[A-Za-z0-9_-]{1,60}\", value))"),
+    ("parameters.py", "found |= assigned(cell) - RULES.keys()", "found |= assigned(cell) - assigned(own) - {\"NAME\", \"BAR\"}"),
+    ("parameters.py", "pass", "                missing.append(name[0])"),
     ("notebooks/manage.py", "pass", "        os.environ.pop(variable, None)"),
     ("notebooks/manage.py", "if False:", "            if output.get(\"name\") == \"stderr\":"),
     ("notebooks/report.py", "if low > 0:", "if not low <= 0 <= high:"),
@@ -96,6 +101,7 @@ TESTS = {
     "files.py": ("test_records.py", "test_mnist.py"),
     "records.py": ("test_records.py", "test_steps.py"),
     "soundness.py": ("test_records.py", "test_hostile.py"),
+    "parameters.py": ("test_parameters.py",),
     "notebooks/manage.py": ("test_manage.py",),
     "notebooks/report.py": ("test_manage.py",),
     "steps": ("test_steps.py",),
@@ -166,7 +172,7 @@ def main(words: list[str]) -> int:
     unseen = 0
     if "MNIST_DIR" in os.environ:
         os.environ["MNIST_DIR"] = str((ROOT / os.environ["MNIST_DIR"]).resolve())
-    for where in sorted({m[0] for m in chosen if m[0][:6] != "steps/"} | {"steps/train"}):
+    for where in sorted({re.sub("^steps/.*", "steps/train", m[0]) for m in chosen}):
         with tempfile.TemporaryDirectory() as folder:
             copy_to(Path(folder))
             if failed := caught_by(Path(folder), where):
