@@ -4,6 +4,7 @@ The shared cells are executed here on the stand-in, and what reaches the loops i
 """
 
 import copy
+import math
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ def run_step(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "show", lambda alt: plt.close("all"))
 
     def run(name: str, last: str = "train", **values: object) -> dict:
-        cells, scope = manage.code_cells(name), {"parameters": parameters}
+        cells, scope = manage.code_cells(name), {"parameters": parameters, "math": math}
         for key in ("identity", "parameters", "imports", "data", *RECIPE, "train", "test", "rules"):
             if key in cells:
                 exec(cells[key]["source"], scope)
