@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import manage
+import parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +44,7 @@ def run_cells(name: str, *ids: str, **scope: object) -> dict:
     ``scope`` replaces parameters before the imports run.
     """
     cells = manage.code_cells(name)
-    names = {"__name__": "__main__", "display": lambda *_: None}
+    names = {"__name__": "__main__", "display": lambda *_: None, "parameters": parameters}
     exec(cells["parameters"]["source"], names)
     names |= scope
     with contextlib.redirect_stdout(io.StringIO()):
