@@ -1,0 +1,84 @@
+"""Every notebook and the loops on a second device: nothing mixes with the CPU, few waits.
+
+No GPU is needed: ``second_device.py`` says what this can see. In a process of their own, because
+the device stays registered.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import manage
+
+HERE = Path(__file__).parent
+MOVE = f"""
+sys.path.insert(0, {str(HERE)!r})
+import second_device
+import torch
+import utils
+
+utils.pick_device = lambda: torch.device("gpu")
+"""
+LOOPS = """
+import json, torch, utils
+torch.manual_seed(0)
+device = utils.pick_device()
+data = utils.load_mnist(device)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)).to(device)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+train = data.loader("train", 64, generator=utils.seed_everything(0), augment=lambda x, g: x)
+val, counts = data.loader("val"), []
+for _ in range(2):
+    before = second_device.reads()
+    utils.train_epoch(model, train, optimizer)
+    counts.append(second_device.reads() - before)
+before = second_device.reads()
+accuracy = utils.evaluate(model, val).accuracy
+counts.append(second_device.reads() - before)
+utils.fit(model, train, val, optimizer, epochs=1)
+print(json.dumps({"reads": counts, "accuracy": accuracy, "device": str(data.train.images.device)}))
+"""
+DEFAULT = ("01_baseline",)  # the others with --full
+
+
+def test_a_training_epoch_waits_for_the_device_once(monkeypatch):
+    monkeypatch.setenv("DATASET", "digits")
+    code = f"import sys; sys.path.insert(0, {str(manage.ROOT)!r})\n{MOVE}{LOOPS}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["device"] == "gpu:0" and found["accuracy"] > 60
+    assert found["reads"][:2] == [1, 1], "loss and hits together, at the end of an epoch"
+    assert found["reads"][2] <= 3, "all finite? the loss; the number correct"
+
+
+def test_the_second_device_refuses_to_mix():
+    code = f"import sys\n{MOVE.split('import utils')[0]}\n"
+    code += "x = torch.ones(3).to('gpu'); print((x + 1).sum().item()); x + torch.ones(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "6.0\n" and "expected all tensors on the same device" in done.stderr
+
+
+NAMES = [
+    pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.full)
+    for name in manage.names()
+    if "/" not in name
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_on_a_second_device(name, monkeypatch):
+    monkeypatch.setenv("SMOKE_TEST", "1")
+    notebook = nbformat.read(manage.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    place = next(i for i, cell in enumerate(notebook.cells) if cell.id == "setup")
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(MOVE))
+    probe = "print(second_device.CALLS['aten::convolution'])"
+    notebook.cells.append(nbformat.v4.new_code_cell(probe))
+    resources = {"metadata": {"path": str(manage.NOTEBOOKS)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    assert int(notebook.cells[-1].outputs[0].text) > 0, "it computed there"
