@@ -37,7 +37,10 @@ def scopes():
         patch.setattr(utils, "pick_device", lambda: torch.device("cpu"))
         keys = ("parameters", "imports", "network", "parts", "train-on", "profile", "profiled")
         keys += ("chosen-places", "sparse-dropout", "sparse-layer", "clock", "measured", "passes")
-        cost, keys = run({}, COST, *keys), ("parameters", "imports", "reached", "model", "names")
+        cost, keys = (
+            run({}, COST, *keys),
+            ("parameters", "imports", "reached", "trunks", "model", "names"),
+        )
         yield {COST: cost, TIME: run({}, TIME, *keys, "train", "stored", "walk")}
 
 
