@@ -88,9 +88,9 @@ def make_measurement(study: str, name: str, rows: list[dict], loader: Loader) ->
 
 def _file(record: dict, suffix: str = ".json") -> Path:
     """``<study>/<name>-seed<seed>``; what cannot be part of a file's name is refused."""
-    for key in ("study", "name", "seed"):
-        good = bool(re.fullmatch(r"[\w-]{1,80}", str(record.get(key, ""))))
-        require(good, f"{key} must be letters, digits, _ and -, got {record.get(key)!r}")
+    for key, kind in {"study": str, "name": str, "seed": int}.items():
+        good = isinstance(record.get(key), kind) and re.fullmatch(r"[\w-]{1,80}", str(record[key]))
+        require(bool(good), f"{key} must be letters, digits, _ and -, got {record.get(key)!r}")
     return Path(record["study"], f"{record['name']}-seed{record['seed']}{suffix}")
 
 
@@ -276,7 +276,7 @@ def run_study(
         local = {"threads_per_worker": 1, "n_workers": workers, "dashboard_address": "127.0.0.1:0"}
         try:
             client = Client(**local) if scheduler == "local" else Client(scheduler, timeout=10)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise ValueError(f"SCHEDULER: no Dask cluster at {scheduler!r}: {error}") from error
         with client:
             # Once more if it fails: two kernels that start at once may draw one port.

@@ -246,7 +246,7 @@ def rename(repository: str, ref: str) -> None:
     Raises:
         ValueError: if ``repository`` does not read OWNER/REPO, or one of the two is no name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9-]+/(?!\.\.?$)[A-Za-z0-9_.-]+", repository):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+/(?!\.\.?$)[A-Za-z0-9_.-]+", repository):
         raise ValueError(f"expected OWNER/REPO, got {repository!r}")
     # Of what git allows, what means nothing in an address, a string or a shell.
     if not re.fullmatch(

@@ -8,6 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
+HOSTILE = {  # each case ends in a sentence of our own or in success
+    "test_hostile.py": "of records, names, pictures and lines",
+    "test_mnist.py": "of mirrors and files",
+    "test_parameters.py": "of parameters",
+}
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: more threads would only compete
@@ -49,8 +54,15 @@ def digits(monkeypatch):
     return utils.load_mnist()
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    """Count the bad days that the data loader was put through."""
-    cases = [r for r in terminalreporter.getreports("passed") if "test_mnist.py" in r.nodeid]
-    if cases:
-        terminalreporter.write_line(f"data on bad days: {len(cases)} cases passed")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the hostile cases, and the time that they took."""
+    counted = {}
+    for report in terminalreporter.getreports("passed"):
+        file = Path(report.nodeid.split("::")[0]).name
+        if file in HOSTILE:
+            counted.setdefault(file, []).append(report.duration)
+    if counted:
+        cases = ", ".join(f"{len(counted[file])} {HOSTILE[file]}" for file in sorted(counted))
+        seconds = sum(map(sum, counted.values()))
+        number = sum(map(len, counted.values()))
+        terminalreporter.write_line(f"hostile cases: {number} passed in {seconds:.0f} s ({cases})")
