@@ -45,7 +45,7 @@ def test_what_has_a_record_is_not_run_again_and_the_pictures_are_published(shown
 def test_another_study_overwrites_no_picture_and_stays_in_its_folder(change):
     assert read_through(**change)["saved"] == []
     for name, path in itertools.product(("STUDY", "ABLATION"), ("../../x", "a/b", "")):
-        with pytest.raises(ValueError, match="a study's name is letters"):
+        with pytest.raises(ValueError, match=f"{name} must be letters, digits, _ and -"):
             run(**{name: path})
 
 
