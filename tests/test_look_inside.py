@@ -1,6 +1,5 @@
 """Notebooks 13 to 15: evidence, calibration, damage and preparation against brute force; claims."""
 
-import io
 import math
 import re
 from collections import Counter
@@ -14,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage, stats
-from scipy.interpolate import CubicSpline
 from torch import nn
 
 import manage
@@ -32,7 +30,7 @@ NORM = {"degrees": 0.0, "zoom": 1.0, "pixels": 0.0}
 
 def run(name: str, *ids: str, **scope: object) -> dict:
     """The names that some cells of a notebook make, after its imports."""
-    imports = manage.code_cells(name).get("imports")["source"].split("utils.use_style()")[0]
+    imports = manage.code_cells(name).get("imports")["source"].split("parameters.check(")[0]
     scope = {"SEED": 0, "device": torch.device("cpu"), "data": DATA, "Path": Path} | scope
     for source in (imports, *(manage.code_cells(name)[key]["source"] for key in ids)):
         exec(source, scope)
@@ -127,10 +125,7 @@ def test_undamaged_levels_leave_the_image_alone_and_ranges_are_the_augmentations
         harmless = 1 if "factor" in name else 0
         assert harmless in levels and torch.allclose(damage(x, harmless), x, atol=1e-4), name
         assert all(torch.isfinite(damage(x, level)).all() for level in levels), name
-    source = manage.code_cells("05_augmentation")["random-affine"]["source"]
-    (_, turn), (_, shift), (_, scale) = scope["TRAINED"].values()
-    for text in (f"math.radians({turn})", f"({shift} / 14)", f"1 + {scale - 1:.2f} *"):
-        assert text in source
+    assert list(scope["TRAINED"].values()) == [(0, 12), (0, 2), (0.88, 1.12)]  # see test_steps_5_6
 
 
 def test_what_half_of_the_runs_misread_bounds_a_vote(monkeypatch):
@@ -147,24 +142,7 @@ def test_what_half_of_the_runs_misread_bounds_a_vote(monkeypatch):
 
 own = run(OWN, "to-mnist", "open", "shrink", "ink", "prepare")
 prepare, to_mnist = own["prepare"], own["to_mnist"]
-FIVE = (  # two strokes in a square of side 1: the top bar, then the stem and the bowl
-    [(0.84, 0.06), (0.55, 0.07), (0.27, 0.09)],
-    [(0.27, 0.09), (0.21, 0.44), (0.55, 0.38), (0.86, 0.62), (0.62, 0.93), (0.12, 0.87)],
-)
-
-
-def draw(size=(420, 320), corner=(205, 60), side=170, pen=15, paper=235, ink=40, shade=0):
-    """A hand-drawn 5 as a grey picture; ``shade`` darkens the paper towards one corner."""
-    mask = Image.new("L", (size[0] * 4, size[1] * 4))  # drawn larger, then reduced: smooth edges
-    for stroke in FIVE:
-        times = np.arange(len(stroke))
-        for x, y in CubicSpline(times, stroke)(np.linspace(0, times[-1], 400)):
-            x, y, r = (4 * v for v in (corner[0] + side * x, corner[1] + side * y, pen / 2))
-            ImageDraw.Draw(mask).ellipse((x - r, y - r, x + r, y + r), fill=255)
-    opaque = np.asarray(mask.resize(size, Image.Resampling.BOX)) / 255
-    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
-    light = (1 - shade * (x + y) / 2) * (paper + (ink - paper) * opaque)
-    return Image.fromarray(light.round().astype(np.uint8))
+FIVE = Image.open(EXAMPLE).convert("L")  # a drawn 5, 420 x 320, its paper darker to one corner
 
 
 def prepared(content: Image.Image | bytes, folder: Path, name="digit.png", **how: object) -> dict:
@@ -183,18 +161,19 @@ def check(image: torch.Tensor, model: nn.Module) -> None:
     assert model(DATA.normalize(image[None, None].float() / 255)).argmax() == 5
 
 
-MASK, EXIF = ImageOps.invert(draw(paper=255, ink=0)), Image.Exif()
+MASK, EXIF = FIVE.point(lambda v: 255 if v < 110 else 0), Image.Exif()
 EXIF[0x0112] = 6  # to be shown turned by 90 degrees clockwise
 GOOD = {  # what: picture, name and further arguments of save
-    "example": [draw(shade=0.3)], "light": [draw(paper=30, ink=220)],
-    "bold": [draw(paper=255, ink=0, pen=30)], "pale": [draw(paper=200, ink=120)],
-    "large": [draw((1500, 2000), (300, 900), 700, 60)], "small": [draw((40, 36), (8, 6), 24, 3)],
-    "wide": [draw((600, 120), (450, 10), 100, 9), "digit.webp"], "gif": [draw(), "digit.gif"],
-    "16 bits": [Image.fromarray(np.asarray(draw()).astype(np.uint16) * 257)],
-    "CMYK": [draw().convert("CMYK"), "digit.jpg"], "bmp": [draw(), "digit.bmp"],
-    "sideways": [draw().transpose(Image.Transpose.ROTATE_90), "photo.jpg", {"exif": EXIF}],
+    "example": [FIVE], "light": [ImageOps.invert(FIVE)], "gif": [FIVE, "digit.gif"],
+    "bold": [FIVE.filter(ImageFilter.MinFilter(11))], "bmp": [FIVE, "digit.bmp"],
+    "pale": [FIVE.point(lambda v: 110 + v * 90 // 235)], "large": [FIVE.resize((2_100, 1_600))],
+    "small": [FIVE.crop((185, 40, 395, 250)).resize((40, 40))],
+    "wide": [FIVE.crop((0, 50, 420, 240)), "digit.webp"],
+    "16 bits": [Image.fromarray(np.asarray(FIVE).astype(np.uint16) * 257)],
+    "CMYK": [FIVE.convert("CMYK"), "digit.jpg"],
+    "sideways": [FIVE.transpose(Image.Transpose.ROTATE_90), "photo.jpg", {"exif": EXIF}],
 }  # fmt: skip
-GOOD |= {mode: [draw().convert(mode)] for mode in ("1", "L", "P", "RGB", "RGBA", "LA")}
+GOOD |= {mode: [FIVE.convert(mode)] for mode in ("1", "L", "P", "RGB", "RGBA", "LA")}
 for stroke, beneath in ((0, 0), (0, 255), (255, 0), (255, 255)):
     colors = [Image.eval(MASK, lambda v, s=stroke, b=beneath: s if v else b)] * 3
     GOOD[f"{stroke} on transparent {beneath}"] = [Image.merge("RGBA", (*colors, MASK))]
@@ -206,8 +185,6 @@ def test_pictures_of_all_kinds_are_read(what, model, tmp_path):
     stages = prepared(content, tmp_path, *names, **how)
     check(stages["as in MNIST"], model)
     assert stages["note"] == ""
-    shipped = np.asarray(Image.open(EXAMPLE).convert("L"), dtype=float)  # drawn by this file
-    assert np.abs(shipped - np.asarray(GOOD["example"][0], dtype=float)).mean() < 1
 
 
 @given(st.integers(4, 60), st.integers(4, 60), st.integers(0, 90), st.integers(0, 2**31))
@@ -226,18 +203,15 @@ def test_the_box_keeps_its_shape_wherever_it_lies(height, width, corner, seed):
     assert ndimage.label(to_mnist(thin))[1] == 4
 
 
-PNG, TIFF = EXAMPLE.read_bytes(), io.BytesIO()
-draw().save(TIFF, "TIFF")  # a format with a long list of past holes: not on ours
-BAD = {  # what: (content, what it says)
+PNG, DOT = EXAMPLE.read_bytes(), Image.new("L", (300, 200), 235)
+DOT.paste(40, (150, 90, 155, 95))
+BAD = {  # what: (content, what it says); more in test_hostile.py
     "empty": (b"", "is empty"), "text": (b"not a picture", "cannot be read"),
-    "broken": (PNG[:8] + bytes(60), "cannot be read"), "cut off": (PNG[:2_000], "cannot be read"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
-    "tiff": (TIFF.getvalue(), "cannot be read"),
-    "long": (bytes(31_000_000), "too large"), "a dot": (draw(side=0, pen=5), "smaller than 8"),
+    "cut off": (PNG[:2_000], "cannot be read"), "long": (bytes(31_000_000), "too large"),
     "many pixels": (Image.new("1", (8_000, 8_000)), "too many pixels"),
     "a bomb": (PNG[:16] + b"\0\1\0\0" * 2 + PNG[24:], "too many pixels|cannot be read"),
-    "black": (Image.new("L", (1, 1)), "blank"), "clear": (Image.new("RGBA", (30, 20)), "blank"),
-    "white": (Image.new("L", (300, 200), 255), "blank"),
+    "one pixel": (Image.new("L", (1, 1)), "blank"), "clear": (Image.new("RGBA", (9, 9)), "blank"),
+    "a dot": (DOT, "smaller than 8"),
 }  # fmt: skip
 
 
@@ -252,7 +226,7 @@ def test_bad_files_end_in_one_sentence(what, tmp_path):
 
 
 def test_ink_that_touches_the_border_is_said(tmp_path):
-    cut = draw().crop((230, 0, 420, 320))
+    cut = FIVE.crop((230, 0, 420, 320))
     assert "touches the border" in prepared(cut, tmp_path)["note"]
 
 
@@ -274,7 +248,8 @@ def misread() -> Counter:
 
 @claim(INSIDE, "Eight of the fifteen are misread by most of the thirty runs; the other seven are")
 def test_doubtful_labels():
-    assert [misread()[i] > 15 for i in records.LABEL_ERRORS].count(True) == 8
+    assert [misread()[i] > 15 for i in set(records.LABEL_ERRORS)].count(True) == 8
+    assert len(set(records.LABEL_ERRORS)) == 15
 
 
 @claim(INSIDE, "edges far more than their share of random weights, but the largest part")
@@ -287,29 +262,37 @@ def test_edges(model):
 @claim(
     BELIEVED, "four digits no run reads as labelled, and three of the four have a doubtful label"
 )
-@claim(BELIEVED, "A vote of the thirty runs misreads fewer digits than an average run")
 def test_nobody():
     counts = misread()
     nobody = {i for i in counts if counts[i] == 30}
     assert len(nobody) == 4 and len(nobody & set(records.LABEL_ERRORS)) == 3
-    assert sum(count >= 15 for count in counts.values()) < counts.total() / 30
+    half, mean = sum(count >= 15 for count in counts.values()), counts.total() / 30
+    says = f"A vote of the thirty runs misreads at most {half} digits, an average run {mean:.1f}."
+    claim(BELIEVED, says)(lambda: None)()
 
 
 @claim(BELIEVED, "step 6's confidence and its accuracy differ by less than half a percentage point")
 @claim(BELIEVED, "claim more than they hold on both sets, and their *T* lies clearly above 1.")
-@claim(
-    BELIEVED,
-    "makes the error smaller on the test images, too. From step 4 on *T* is smaller, on average",
-)
+@claim(BELIEVED, "makes the error smaller on the test images, too. Of steps 4 and 5 luck explains")
 @claim(BELIEVED, "removes more than half of the mistakes")
 def test_calibration():
-    table = rows("calibration").set_index(["part", "step"])
+    table = rows("calibration")  # a row for each network
+    draws, table = set(table["draws"]), table.groupby(["part", "step"]).mean(numeric_only=True)
     val, test, scaled = (table.loc[part] for part in ("validation", "test", "test, scaled by T"))
-    assert set(table["draws"]) == {20_000} and len(table) == 18
+    assert draws == {20_000} and len(table) == 18
     for part in (val, test):
         assert part["ECE %"].iloc[-1] < 0.5 and (part["p"][:3] < 0.05).all()
-        assert part["ECE %"][3:].mean() < part["ECE %"][:3].mean()
-    assert (test["T low"][:3] > 1.05).all() and test["T"][3:].max() < test["T"][:3].min()
+        assert (part["p"][3:5] > 0.05).all()
+    assert (test["T low"][:3] > 1.05).all()
+    (own, new, mended), t = (part.iloc[-1] for part in (val, test, scaled)), test.iloc[-1]
+    assert own["p"] < 0.05 < new["p"] and mended["p"] < 0.05 and t["T low"] > 1
+    claim(
+        BELIEVED,
+        f"error {new['ECE %']:.3f} % on test images, {own['ECE %']:.3f} % on validation images)",
+        f"its ECE is {own['ECE %']:.3f} %, more than luck explains, and its *T* is {t['T']:.2f} "
+        f"({t['T low']:.2f} to {t['T high']:.2f}). On the test images luck explains its "
+        f"{new['ECE %']:.3f} %, and dividing by that *T* makes it worse, {mended['ECE %']:.3f} %",
+    )(lambda: None)()
     assert (scaled["ECE %"] < test["ECE %"])[:3].all()
     refused = rows("refuse").set_index("refused (%)")["misread"]
     assert refused[1] < refused[0] / 2
@@ -334,6 +317,12 @@ def test_damage():
     for level in (0.3, 0.4):
         noise = at["noise (std)", level]
         assert noise.argmax() == 0 and set(noise.argsort()[:3]) >= {4, 5}
+    says = (
+        f"Shifted by 4 pixels step 1 reads {shift[0]:.1f} % and step 6 {shift[5]:.1f} %; with noise"
+    )
+    claim(BELIEVED, f"{says} of std 0.4 it is {noise[0]:.1f} % and {noise[5]:.1f} %.")(
+        lambda: None
+    )()
 
 
 @claim(BELIEVED, "costs every step several points", "wins a part of that back for most of them")
@@ -351,6 +340,11 @@ def test_sources():
     gain = better[steps] - other[steps]
     assert (gain > 1).sum() >= 4 and gain[steps[-1]] > 1
     assert mnist["confidence"] > other["confidence"] + 3 and letters["above 90 %"] > 50
+    claim(
+        BELIEVED,
+        f"digits, prepared as MNIST's were, are read to {better[steps[-1]]:.1f} %.",
+        f"a digit, in {letters['above 90 %']:.0f} of 100 cases with more than 90 % confidence.",
+    )(lambda: None)()
 
 
 @claim(OWN, "The longer side is 20, and the centre of mass lies on pixel (14, 14), to half a pixel")
