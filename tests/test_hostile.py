@@ -836,9 +836,10 @@ def test_workflows_may_little_and_take_actions_at_a_commit(path):
         assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
 
 
-def test_run_draws_its_figures_whatever_the_shell_says(tmp_path, monkeypatch, capsys):
+def test_run_draws_its_figures_and_execute_alone_publishes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(manage, "NOTEBOOKS", tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    put(tmp_path, "import os", "print(os.environ['MPLBACKEND'])")
-    manage.run("a")
-    assert "inline" in capsys.readouterr().out
+    put(tmp_path, "import os", "print(os.environ['MPLBACKEND'], os.environ.get('PUBLISH'))")
+    for act, publish in ((manage.run, "None"), (manage.execute, "1")):
+        monkeypatch.setenv("MPLBACKEND", "agg")
+        act("a")
+        assert re.search(rf"inline\S* {publish}\n", capsys.readouterr().out)

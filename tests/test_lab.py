@@ -73,7 +73,7 @@ def browser():
 def look(page, name: str) -> None:
     """Pictures of the page in both themes, for a person: in the folder ``LAB_PICTURES``, if set."""
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
-        page.click("text=Settings")
+        page.click("li.lm-MenuBar-item:has-text('Settings')")
         page.click("li[data-type=submenu]:has-text('Theme')")
         page.click(f"li:has-text('{theme}') >> visible=true")
         page.wait_for_function("t => document.body.dataset.jpThemeName === t", arg=theme)
@@ -102,7 +102,7 @@ def test_a_reader_sees_tables_and_pictures_and_nothing_red(lab, browser, name):
     page.goto(f"{address}/tree/notebooks/{name}.ipynb")
     page.wait_for_selector(".jp-CodeCell")
     page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
-    page.click("li:has-text('Edit') >> visible=true")
+    page.click("li.lm-MenuBar-item:has-text('Edit')")
     page.click("li:has-text('Clear Outputs of All Cells') >> visible=true")
     page.click("li.lm-MenuBar-item:has-text('Run')")
     page.click("li[data-command='runmenu:run-all'] >> visible=true")
@@ -116,7 +116,8 @@ def test_a_reader_sees_tables_and_pictures_and_nothing_red(lab, browser, name):
     )
     assert widths and min(widths) > 100
     look(page, name)
-    page.keyboard.press("Control+s")
+    page.click("li.lm-MenuBar-item:has-text('File')")
+    page.click("li[data-command='docmanager:save'] >> visible=true")
     page.wait_for_timeout(3_000)
     saved = nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4)
     outputs = {cell.id: cell.outputs for cell in saved.cells if cell.cell_type == "code"}
