@@ -441,8 +441,9 @@ def test_what_killed_runs_leave_is_swept_in_time_and_ignored_by_git(tmp_path):
     os.utime(old, (past, past))
     files.write_atomically(tmp_path / "a.txt", b"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".new-fresh", "a.txt"]
-    for place in (".new-x/a", "notebooks/.new-x/a", "notebooks/results/steps/.new-x/a"):
-        command("git", "check-ignore", "-q", place, cwd=ROOT)
+    if (ROOT / ".git").exists():  # no copy without its history
+        for place in (".new-x/a", "notebooks/.new-x/a", "notebooks/results/steps/.new-x/a"):
+            command("git", "check-ignore", "-q", place, cwd=ROOT)
 
 
 FOUR_AT_ONCE = """
