@@ -309,7 +309,7 @@ def test_calibration():
 
 
 @claim(BELIEVED, "people confuse as well, such as 4 and 9, 3 and 5, 2 and 7")
-@claim(BELIEVED, "in the hatched range all six are near the top")
+@claim(BELIEVED, "In the hatched range all six are near the top")
 @claim(BELIEVED, "Step 4 (GAP) bears shifts far longer than steps 1 to 3")
 @claim(BELIEVED, "Steps 5 and 6 (augmentation) bear rotations far beyond the 12 degrees")
 @claim(BELIEVED, "the baseline stands it best, and steps 5 and 6 are among the worst")
