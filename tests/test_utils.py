@@ -252,19 +252,6 @@ def test_seconds_are_of_training_alone(digits, monkeypatch):
     assert history["seconds"] == [5.0, 5.0]
 
 
-def test_nothing_is_checked_and_nothing_waits_inside_the_loop(digits, monkeypatch):
-    """One forward pass a batch, one read from the device an epoch."""
-    passes, reads, model = [], [], small_model()
-    model.register_forward_hook(lambda *_: passes.append(1))
-    loader = digits.loader("train", 200, generator=torch.Generator())
-    for name in ("item", "tolist"):
-        real = getattr(torch.Tensor, name)
-        count = lambda tensor, real=real: reads.append(1) or real(tensor)  # noqa: E731
-        monkeypatch.setattr(torch.Tensor, name, count)
-    utils.train_epoch(model, loader, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert len(passes) == len(loader) == 7 and len(reads) == 1
-
-
 def test_a_loss_that_is_not_finite_names_epoch_and_batch(digits):
     calls = []
 
