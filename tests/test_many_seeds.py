@@ -42,11 +42,8 @@ def test_what_has_a_record_is_not_run_again_and_the_pictures_are_published(shown
 
 
 @pytest.mark.parametrize("change", [{"LEAVE_OUT": ()}, {"ABLATION": "mine"}, {"STUDY": "mine"}])
-def test_another_study_overwrites_no_picture_and_stays_in_its_folder(change):
+def test_another_study_overwrites_no_picture(change):
     assert read_through(**change)["saved"] == []
-    for name, path in itertools.product(("STUDY", "ABLATION"), ("../../x", "a/b", "")):
-        with pytest.raises(ValueError, match=f"{name} must be letters, digits, _ and -"):
-            run(**{name: path})
 
 
 def test_a_run_is_the_step_up_to_its_record_with_another_seed(tmp_path, monkeypatch):
