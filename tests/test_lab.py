@@ -32,16 +32,23 @@ def lab(tmp_path_factory):
         pytest.skip("needs chromium or google-chrome")
     tree = tmp_path_factory.mktemp("lab")
     mistakes.copy_to(tree)
-    own = tree / "settings" / "@jupyterlab" / "notebook-extension"
-    own.mkdir(parents=True)
-    everything = '{"windowingMode": "none"}'  # outputs off the screen are in the page, too
-    (own / "tracker.jupyterlab-settings").write_text(everything)
+    settings = {  # outputs off the screen are in the page, too; no news in front of them
+        "notebook-extension/tracker": '{"windowingMode": "none"}',
+        "apputils-extension/notification": '{"fetchNews": "false"}',
+    }
+    for name, content in settings.items():
+        path = tree / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [f"--port={port}", "--no-browser", "--allow-root", f"--ServerApp.root_dir={tree}"]
-    options += ["--IdentityProvider.token=", "--LabApp.news_url=None"]
-    environment = os.environ | {"DATASET": "digits", "JUPYTERLAB_SETTINGS_DIR": str(own.parents[1])}
+    options += ["--IdentityProvider.token="]
+    environment = os.environ | {
+        "DATASET": "digits",
+        "JUPYTERLAB_SETTINGS_DIR": str(tree / "settings"),
+    }
     for variable in ("MPLBACKEND", "TQDM_DISABLE", "SMOKE_TEST"):  # as at a reader's
         environment.pop(variable, None)
     command = [sys.executable, "-m", "jupyterlab", *options]
