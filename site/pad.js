@@ -77,7 +77,7 @@ class Pad {
     const c = this.context;
     c.lineWidth = PEN;
     c.lineCap = "round";
-    c.strokeStyle = "#1b1b1b";
+    c.strokeStyle = "#000"; // pure: only its opacity counts
     c.beginPath();
     c.moveTo(x0, y0);
     c.lineTo(x1 + (x0 === x1 && y0 === y1 ? 0.01 : 0), y1); // a point is a line, too

@@ -1,6 +1,8 @@
 """Read the digit on a picture file with a published network: ``python site/read.py PICTURE``."""
 
 import argparse
+import contextlib
+import io
 import sys
 
 from hub import MODELS, DigitReader, read_picture
@@ -13,7 +15,8 @@ def main() -> None:
     names = sorted(folder.name for folder in MODELS.iterdir() if folder.is_dir())
     parser.add_argument("--network", default="step-6", choices=names)
     given, failed = parser.parse_args(), False
-    model = DigitReader.from_pretrained(MODELS / given.network)
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells where it loads from
+        model = DigitReader.from_pretrained(MODELS / given.network)
     for path in given.picture:
         try:
             digit, chance, note = read_picture(path, model)
