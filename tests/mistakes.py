@@ -99,7 +99,7 @@ TESTS = {
     "utils.py": ("test_utils.py", "test_steps.py"),
     "mnist.py": ("test_mnist.py", "test_utils.py"),
     "files.py": ("test_records.py", "test_mnist.py"),
-    "records.py": ("test_records.py", "test_steps.py"),
+    "records.py": ("test_records.py", "test_steps.py", "test_hostile.py"),
     "soundness.py": ("test_records.py", "test_hostile.py"),
     "parameters.py": ("test_parameters.py",),
     "notebooks/manage.py": ("test_manage.py",),
