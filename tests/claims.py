@@ -4,8 +4,10 @@ import contextlib
 import functools
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import manage
 import parameters
@@ -51,3 +53,25 @@ def run_cells(name: str, *ids: str, **scope: object) -> dict:
         for key in ("imports", *ids):
             exec(cells[key]["source"], names)
     return names
+
+
+def run(name: str, *ids: str, **scope: object) -> SimpleNamespace:
+    """The same, as attributes."""
+    return SimpleNamespace(**run_cells(name, *ids, **scope))
+
+
+def shown(name: str, cell: str) -> dict[str, list[float]]:
+    """The numbers that end each row of what an executed cell prints and shows, by the row's label.
+
+    Without a label the first number is it; rows with one label are joined.
+    """
+    outputs = manage.code_cells(name)[cell]["outputs"]
+    texts = ["".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs]
+    rows: dict[str, list[float]] = {}
+    for line in "\n".join(texts).splitlines():
+        found = re.fullmatch(r"(.*?)((?:(?:^|\s+)(?:-?[\d.]+|NaN|diverged))+)\s*", line)
+        if found:
+            label, numbers = found[1].strip(), found[2].replace("diverged", "nan").split()
+            label = label or numbers.pop(0)
+            rows.setdefault(label, []).extend(map(float, numbers))
+    return rows
