@@ -7,6 +7,7 @@ import os
 import socketserver
 import threading
 import tracemalloc
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torchvision.datasets import MNIST
 import mnist
 import utils
 
+# The first request loads certificates: on a busy machine that takes longer than our deadlines.
+urllib.request.install_opener(urllib.request.build_opener())
 NAMES = list(mnist.SHA256)
 LABELS, OTHERS = NAMES[1], [NAMES[0], *NAMES[2:]]
 
@@ -169,13 +172,6 @@ def test_mnist_dir_names_the_bad_file(tmp_path, monkeypatch, name, damage):
     monkeypatch.setenv("MNIST_DIR", str(layout(tmp_path, files)))
     error, word = (ValueError, "damaged") if damage in bad else (FileNotFoundError, "missing")
     with pytest.raises(error, match=rf"{name} is {word}.*MNIST_DIR"):
-        utils.load_mnist()
-
-
-@pytest.mark.parametrize("variable", ["MNIST_DIR", "MNIST_CACHE", "DATASET"])
-def test_a_choice_that_does_not_exist(monkeypatch, variable):
-    monkeypatch.setenv(variable, "~nosuchuser/x")
-    with pytest.raises(ValueError, match=f"{variable}.*~nosuchuser/x"):
         utils.load_mnist()
 
 
