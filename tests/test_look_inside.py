@@ -173,7 +173,9 @@ GOOD = {  # what: picture, name and further arguments of save
     "CMYK": [FIVE.convert("CMYK"), "digit.jpg"],
     "sideways": [FIVE.transpose(Image.Transpose.ROTATE_90), "photo.jpg", {"exif": EXIF}],
 }  # fmt: skip
-GOOD |= {mode: [FIVE.convert(mode)] for mode in ("1", "L", "P", "RGB", "RGBA", "LA")}
+GOOD |= {
+    mode: [ImageOps.invert(MASK).convert(mode)] for mode in ("1", "L", "P", "RGB", "RGBA", "LA")
+}
 for stroke, beneath in ((0, 0), (0, 255), (255, 0), (255, 255)):
     colors = [Image.eval(MASK, lambda v, s=stroke, b=beneath: s if v else b)] * 3
     GOOD[f"{stroke} on transparent {beneath}"] = [Image.merge("RGBA", (*colors, MASK))]
