@@ -51,12 +51,6 @@ def test_parameters_sight_and_cost_by_hand(line, parameters, sees, macs):
     assert [found[key] for key in ("parameters", "sees", "MACs")] == [parameters, sees, macs]
 
 
-def test_a_line_that_makes_no_network_is_told():
-    for line in ("", "P-8", "=", "8-=", "8-12-=", "8-P-P-8", "8-x", "8--8", "8k3", "8k1p"):
-        with pytest.raises(ValueError, match=r"needs a block before it|cannot stand after"):
-            network(line)
-
-
 def test_a_shared_kernel_is_one_tensor_and_learns_from_every_pass():
     shared, unrolled = network("6-6-=-P-=", 0.0), network("6-6-6-P-6", 0.0)
     assert shared[1][0] is shared[2][0] is shared[3][0]
