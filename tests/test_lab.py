@@ -106,7 +106,7 @@ def test_a_reader_sees_tables_and_pictures_and_nothing_red(lab, browser, name):
     address, tree = lab
     page = browser.new_page(viewport={"width": 1_400, "height": 1_000})
     page.set_default_timeout(600_000)
-    page.goto(f"{address}/tree/notebooks/{name}.ipynb")
+    page.goto(f"{address}/workspaces/{name}/tree/notebooks/{name}.ipynb")  # no other tab comes back
     page.wait_for_selector(".jp-CodeCell")
     page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
     page.click("li.lm-MenuBar-item:has-text('Edit')")
