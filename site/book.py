@@ -30,6 +30,7 @@ def rewrite(text: str, folder: str) -> str:
     be fetched from elsewhere, become words.
     """
     repository, ref = manage.settings()
+    text = re.sub(r"\[!\[check\]\([^)]+\)\]\([^)]+\)\n", "", text)
     text = re.sub(r"\[!\[([^\]]+)\]\([^)]+\)\]\(", r"[\1](", text)
 
     def link(found: re.Match) -> str:

@@ -16,11 +16,14 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "sphinx_book_theme"
 html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["book.css"]
 html_show_sphinx = False
 html_theme_options = {
     "repository_url": f"https://github.com/{repository}",
     "repository_branch": branch,
     "path_to_docs": "",
+    "navbar_persistent": [],
     "use_repository_button": True,
     "use_download_button": True,
     "launch_buttons": {"colab_url": "https://colab.research.google.com"},

@@ -544,8 +544,8 @@ def test_pictures_of_all_kinds_are_read_by_the_published_networks(kind, tmp_path
     assert digit == 5 and chance > 0.9
 
 
-def test_the_command_answers_bad_pictures_with_a_sentence_each(tmp_path):
-    reader("step-6")
+def test_the_command_answers_bad_pictures_with_a_sentence_each(tmp_path, monkeypatch, capsys):
+    command = pytest.importorskip("read", reason="needs huggingface_hub", exc_type=ImportError)
     paths = []
     for name, (content, _) in BAD.items():
         paths.append(tmp_path / f"{name}.png")
@@ -553,11 +553,53 @@ def test_the_command_answers_bad_pictures_with_a_sentence_each(tmp_path):
         content.save(raw, "PNG") if isinstance(content, Image.Image) else raw.write(content)
         paths[-1].write_bytes(raw.getvalue())
     paths += [tmp_path / "not there.png", ROOT / "notebooks" / "my_digit.png"]
-    command = [sys.executable, str(SITE / "read.py"), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = done.stderr.splitlines()
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert len(said) == len(BAD) + 1 and "is not a file" in said[-1]
-    for line, (_, sentence) in zip(said, BAD.values(), strict=False):
+    monkeypatch.setattr(sys, "argv", ["read.py", *map(str, paths)])
+    with pytest.raises(SystemExit) as stopped:  # and no other exception
+        command.main()
+    said, complaints = capsys.readouterr()
+    complaints = complaints.splitlines()
+    assert stopped.value.code == 1 and len(complaints) == len(BAD) + 1
+    assert "is not a file" in complaints[-1]
+    for line, (_, sentence) in zip(complaints, BAD.values(), strict=False):
         assert sentence in line
-    assert re.fullmatch(r".*my_digit.png: 5 \(\d+\.\d %\)", done.stdout.strip())
+    assert re.fullmatch(r".*my_digit.png: 5 \(\d+\.\d %\)", said.strip())
+
+
+# --- The book, and its way to the public ----------------------------------------------------------
+
+
+@full
+def test_the_book_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx_book_theme", reason="needs site/requirements.txt")
+    command = [sys.executable, str(SITE / "book.py"), str(tmp_path / "out")]
+    subprocess.run(command, check=True)  # a warning is an error there
+    pages = {p.stem for p in (tmp_path / "out" / "book" / "notebooks").rglob("*.html")}
+    assert pages == {Path(name).name for name in manage.names()}
+    front = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    for link in re.findall(r'(?:href|src)="([^"#:]+)"', front):
+        assert (tmp_path / "out" / link).is_file(), link
+
+
+def test_the_books_links_lead_into_the_book_or_to_the_repository():
+    book = pytest.importorskip("book")
+    repository, ref = manage.settings()
+    public = f"https://github.com/{repository}"
+    links = {
+        "[a](../README.md)": "[a](../index.md)",
+        "[a](09_smallest_network.ipynb#x)": "[a](09_smallest_network.ipynb#x)",
+        "[a](../LICENSE)": f"[a]({public}/blob/{ref}/LICENSE)",
+        "[a](results/search)": f"[a]({public}/tree/{ref}/notebooks/results/search)",
+        "[![Open](b.svg)](https://x.y)": "[Open](https://x.y)",
+    }
+    for given, wanted in links.items():
+        assert book.rewrite(given, "notebooks") == wanted
+
+
+def test_the_workflow_that_publishes_has_least_rights_and_fixed_actions():
+    text = (ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (\S+)", text)
+    assert used and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", one) for one in used)
+    build, deploy = text.split("  deploy:")
+    assert "permissions: {}" in build and "write" not in build
+    assert re.findall(r"(\w[\w-]*): write", deploy) == ["pages", "id-token"]
+    assert "your_github_name" not in text and "secrets." not in text
