@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import manage
 import parameters
+import records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +39,11 @@ def claim(name: str, *sentences: str) -> Callable[[Callable], Callable]:
         return check
 
     return decorate
+
+
+def seeds(name: str, study: str = "seeds") -> list[dict]:
+    """The records of one name in a study."""
+    return records.load_records(study, name)
 
 
 def run_cells(name: str, *ids: str, **scope: object) -> dict:

@@ -12,14 +12,14 @@ from torch import nn
 import manage
 import records
 import utils
-from claims import claim, run, shown
+from claims import claim, run, seeds, shown
 
 ONE, TWO = "01_baseline", "02_batch_norm"
 NAMES = ("default weights", "He's weights", "batch norm")
 
 
 def mean(name: str, measure: Callable[[dict], float]) -> float:
-    return statistics.mean(map(measure, records.load_records("seeds", name)))
+    return statistics.mean(map(measure, seeds(name)))
 
 
 def test_the_ten_lines_are_what_fit_does(digits):
@@ -91,21 +91,20 @@ def test_the_baseline():
     loss = float(manage.printed(manage.code_cells(ONE)["loop"]).split()[-1])
     assert loss == pytest.approx(math.log(10), abs=0.05)
     for step, minutes in [(ONE, 5), *((step, 7) for step in manage.STEPS)]:  # the rest: a minute
-        runs = records.load_records("seeds", step)
-        assert min(run["seconds"] * run["threads"] for run in runs) < 60 * minutes
+        assert min(r["seconds"] * r["threads"] for r in seeds(step)) < 60 * minutes
 
 
 @claim(ONE, "most mistakes lie in the first half", "so it is on average over all")
 @claim(ONE, "0.02 was chosen against 0.05 on the validation images")
 def test_the_baselines_images_and_rate():
-    for found in records.load_records("seeds", ONE) + records.load_records("steps", ONE):
+    for found in seeds(ONE) + seeds(ONE, "steps"):
         errors = found["test_errors"]
         assert sum(place < 5_000 for place in errors) > len(errors) / 2
     rates = {part: row[-1] for part, row in shown(ONE, "parts").items()}
     assert rates["validation"] > 2 * rates["training, up to 10,000"]
     misread = 100 - mean(ONE, lambda run: run["history"]["val_accuracy"][-1])
     assert misread > 2 * (100 - mean(ONE, lambda run: run["clean_train_accuracy"]))
-    runs = [run for run in records.load_records("search") if "tried on 01" in run["purpose"]]
+    runs = [r for r in records.load_records("search") if "tried on 01" in r["purpose"]]
     rates = [(run["val_loss"], run["hyperparameters"]["learning_rate"]) for run in runs]
     assert len(rates) == 2 and min(rates)[1] == 0.02
 
@@ -135,5 +134,5 @@ def test_batch_norm_learns_faster_and_overfits():
     assert mean(TWO, lambda run: run["history"]["val_accuracy"][0]) > third
     last = mean(TWO, lambda run: run["history"]["val_accuracy"][-1])
     assert mean(TWO, lambda run: run["clean_train_accuracy"]) - last > 0.5
-    losses = [records.load_records("steps", n)[0]["history"]["train_loss"][-1] for n in (ONE, TWO)]
+    losses = [seeds(n, "steps")[0]["history"]["train_loss"][-1] for n in (ONE, TWO)]
     assert losses[1] / losses[0] == pytest.approx(1 / 3, rel=0.25)

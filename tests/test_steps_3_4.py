@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import manage
 import records
 import utils
-from claims import claim, run, shown
+from claims import claim, run, seeds, shown
 
 THREE, FOUR = "03_dropout", "04_gap_fc"
 
@@ -68,9 +68,8 @@ def test_neighbours_agree_and_whole_maps_cost_more():
     "Whatever *p* = 0.01 does to the test accuracy, it is less than 0.25 points.",
 )
 def test_the_sweep_says_what_the_text_says():
-    runs = {0: records.load_records("seeds", "02_batch_norm")}
-    runs[0.01] = records.load_records("seeds", THREE)
-    runs |= {n / 100: records.load_records("dropout", f"dropout_{n}") for n in (10, 25, 50)}
+    runs = {0: seeds("02_batch_norm"), 0.01: seeds(THREE)}
+    runs |= {n / 100: seeds(f"dropout_{n}", "dropout") for n in (10, 25, 50)}
     wrong, train, val = {}, {}, {}
     for p, found in runs.items():
         assert {r["hyperparameters"].get("dropout", 0) for r in found} == {p}
@@ -121,8 +120,7 @@ def test_shifted_moves_each_image_by_so_many_pixels():
 @claim(FOUR, "at 32 × 32 pixels it reads almost as well. At 40 × 40 it does not")
 def test_the_tables_say_what_the_text_says():
     assert manage.printed(manage.code_cells(FOUR)["rules"]).count(" pass") == 5
-    runs = records.load_records("seeds", FOUR)
-    assert records.summary([run["test_accuracy"] for run in runs])["mean"] < 99.4
+    assert records.summary([found["test_accuracy"] for found in seeds(FOUR)])["mean"] < 99.4
     rows = shown(FOUR, "gap-shift-plot")
     assert [round(v) for v in rows["4"][:2]] == [71, 96]
     assert rows["5"][2] > 40 < rows["6"][2] and all(rows[p][3] > 0 for p in "345678")
