@@ -73,9 +73,8 @@ def step_result(step: str) -> str:
     both = step_runs(step) + step_runs(manage.STEPS[place - 1])
     if len({run["device"] for run in both}) > 1:
         text += " (The runs come from more than one processor: results/runs.csv names each.)"
-    if not low <= 0 <= high:
-        return text
-    text += " The interval contains zero: this does not show an effect on accuracy."
+    if low <= 0 <= high:
+        text += " The interval contains zero: this does not show an effect on accuracy."
     purpose = IDEAS[step][1]
     return text + (f" What the idea is for: {purpose}." if purpose else "")
 

@@ -73,7 +73,7 @@ MISTAKES = [  # where, what, instead of what
     ("parameters.py", "pass", "                missing.append(name[0])"),
     ("notebooks/manage.py", "pass", "        os.environ.pop(variable, None)"),
     ("notebooks/manage.py", "if False:", "            if output.get(\"name\") == \"stderr\":"),
-    ("notebooks/report.py", "if low > 0:", "if not low <= 0 <= high:"),
+    ("notebooks/report.py", "if low <= 0:", "if low <= 0 <= high:"),
     ("steps/train", "scheduler = None", "scheduler = make_scheduler(optimizer)"),
     ("steps/train", "augment=None", "augment=augment"),
     ("steps/train", "generator = torch.Generator()", "generator = utils.seed_everything(SEED)"),
