@@ -262,7 +262,7 @@ def rename(repository: str, ref: str) -> None:
         rf'^ref = "{old_ref}"$': f'ref = "{ref}"',
     }
     # pyproject.toml last: it holds the old name, and a rename that was stopped can be repeated.
-    texts = [*ROOT.glob("*.md"), *ROOT.glob("*.cff")]
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("*.cff"), *ROOT.glob("site/models/*/README.md")]
     texts += [NOTEBOOKS / f"{name}.ipynb" for name in names()]
     for path in [*texts, ROOT / "pyproject.toml"]:
         text = path.read_text(encoding="utf-8")

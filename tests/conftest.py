@@ -20,18 +20,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: more threads would only 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="also train for real (needs MNIST)")
+    parser.addoption("--full", action="store_true", help="also what takes minutes: trainings, browsers")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: trains for real, needs --full")
+    config.addinivalue_line("markers", "full: takes minutes, needs --full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
         for item in items:
             if "full" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="trains for real: needs --full"))
+                item.add_marker(pytest.mark.skip(reason="takes minutes: needs --full"))
 
 
 @pytest.fixture(autouse=True)
