@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: more threads would only 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="also what takes minutes: trainings, browsers")
+    parser.addoption("--full", action="store_true", help="also trainings and browsers")
 
 
 def pytest_configure(config: pytest.Config) -> None:
