@@ -830,8 +830,10 @@ def test_workflows_may_little_and_take_actions_at_a_commit(path):
     assert "\npermissions: {}" in text
     jobs = re.split(r"^  (?=\w+:$)", text.split("\njobs:\n")[1], flags=re.M)[1:]
     for job in jobs:
-        allowed = re.findall(r"^    permissions:\n      (\w+: \w+)", job, re.M)
-        assert allowed in (["contents: read"], ["contents: write"]), job
+        (block,) = re.findall(r"^    permissions:\n((?:      \S.*\n)+)", job, re.M)
+        allowed = [line.strip() for line in block.splitlines()]
+        deploys = ["pages: write", "id-token: write"]  # what GitHub Pages asks for
+        assert allowed in (["contents: read"], ["contents: write"], deploys), job
     assert ("contents: write" in text) == ("git push" in text)
     for action in re.findall(r"uses: (.*)", text):
         assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
