@@ -157,6 +157,8 @@ def test_the_stand_in_is_each_digit_once_doubled_and_framed(monkeypatch):
     monkeypatch.setenv("DATASET", "digits")
     train, test, name = mnist.load()
     assert (len(train[1]), len(test[1]), name) == (1_437, 360, mnist.STAND_IN)
+    again = mnist.load_stand_in()
+    assert np.array_equal(again.test[0], test[0]), "the same digits in each run"
     images, labels = map(np.concatenate, zip(train, test, strict=True))
     small, raw = images[:, 6:22:2, 6:22:2], load_digits()
     assert (images == np.pad(np.kron(small, np.ones((1, 2, 2))), ((0, 0), (6, 6), (6, 6)))).all()
