@@ -143,13 +143,19 @@ def apply(tree: Path, where: str, what: str, instead: str) -> None:
 
 
 def caught_by(tree: Path, where: str) -> str | None:
-    """The first test that fails in a tree, of those that are about ``where``."""
+    """The first test that fails in a tree, of those that are about ``where``.
+
+    Raises:
+        RuntimeError: if pytest itself fails: that would look as if a mistake were caught.
+    """
     files = [f"tests/{name}" for name in TESTS["steps" if where.startswith("steps/") else where]]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
     command += ["-k", SNAPSHOTS, *files]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-    return found[1] if found else None if done.returncode == 0 else done.stdout[-300:]
+    if found is None and done.returncode:
+        raise RuntimeError(f"the tests did not run: {(done.stdout + done.stderr)[-300:]}")
+    return found[1] if found else None
 
 
 def copy_to(tree: Path) -> None:
