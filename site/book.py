@@ -108,6 +108,7 @@ def build(output: Path) -> None:
         command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", str(SITE)]
         command += ["-d", f"{folder}/doctrees", str(sources), str(output / "book")]
         subprocess.run(command, check=True, env=environment)
+    shutil.rmtree(output / "jupyter_execute", ignore_errors=True)  # MyST-NB's copies: no pages
 
 
 if __name__ == "__main__":

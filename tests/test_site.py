@@ -575,6 +575,7 @@ def test_the_book_is_built_without_a_warning(tmp_path):
     subprocess.run(command, check=True)  # a warning is an error there
     pages = {p.stem for p in (tmp_path / "out" / "book" / "notebooks").rglob("*.html")}
     assert pages == {Path(name).name for name in manage.names()}
+    assert not (tmp_path / "out" / "jupyter_execute").exists(), "copies that are no pages"
     front = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', front):
         assert (tmp_path / "out" / link).is_file(), link
