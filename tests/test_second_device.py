@@ -64,6 +64,31 @@ def test_the_second_device_refuses_to_mix():
     assert done.stdout == "6.0\n" and "expected all tensors on the same device" in done.stderr
 
 
+def test_the_gpu_commands_own_loop_runs_there_and_never_waits(monkeypatch):
+    monkeypatch.setenv("SMOKE_TEST", "1")
+    code = f"import sys; sys.path[:0] = [{str(manage.ROOT)!r}, {str(manage.NOTEBOOKS)!r}]\n{MOVE}"
+    code += """
+import gpu
+device, counts = utils.pick_device(), []
+make_step = gpu.make_step
+def counted(*arguments):
+    step, state = make_step(*arguments)
+    def call():
+        before = second_device.reads()
+        loss = step()
+        counts.append(second_device.reads() - before)
+        return loss
+    return call, state
+gpu.make_step = counted
+record = gpu.whole_run("loop_float32", 0, device, 1)
+assert record["history"]["val_accuracy"][0] > 15 and record["study"] == "gpu", record
+print(sum(counts), len(counts))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0 15", "no step reads a number from the device"
+
+
 NAMES = [
     pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.full)
     for name in manage.names()

@@ -128,7 +128,9 @@ def largest_gap(page, images: torch.Tensor) -> float:
 def random_pictures(count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (count, 28, 28), generator=generator)
-    dark = torch.rand(count, 28, 28, generator=generator) < torch.rand(count, 1, 1, generator=generator)
+    dark = torch.rand(count, 28, 28, generator=generator) < torch.rand(
+        count, 1, 1, generator=generator
+    )
     return (noise * dark).to(torch.uint8)  # from nearly black to full noise
 
 
