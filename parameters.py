@@ -7,11 +7,18 @@ missing ends there, in one sentence, and not in the middle of a notebook.
 import ast
 import itertools
 import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+
+# PyTorch's CPU threads (libgomp) spin while they wait for one another. Beside other work the one
+# waited for may not be running, and a step takes several times as long (tests/busy.py measures it).
+# A short spin costs nothing when alone. It is read when torch is loaded, so it is set here.
+SPINS = "10000"
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "notebooks" / "results"
