@@ -1,6 +1,14 @@
-"""nbval: run every notebook as a smoke test, and leave progress bars out of the comparison."""
+"""nbval: run every notebook as a smoke test, and leave progress bars out of the comparison.
 
+The notebooks of this folder compute on a second device, as they would on a GPU: what mixes devices
+fails. Solutions run on the CPU; with ``--full`` all of them do. (tests/second_device.py)
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +16,27 @@ os.environ["SMOKE_TEST"] = "1"  # kernels inherit it
 os.environ.setdefault("TQDM_DISABLE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: more threads would only compete
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+STARTUP = f"""
+import os, sys
+
+if os.path.basename(os.getcwd()) == "notebooks":
+    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+    import second_device
+    import torch
+    import utils
+
+    utils.pick_device = lambda: torch.device("gpu")
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--full", default=False):
+        folder = Path(tempfile.mkdtemp())  # what each kernel executes first
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        (folder / "profile_default" / "startup").mkdir(parents=True)
+        (folder / "profile_default" / "startup" / "device.py").write_text(STARTUP)
+        os.environ["IPYTHONDIR"] = str(folder)
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

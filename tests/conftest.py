@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def same_environment():
     """A dask cluster leaves settings behind that make the notebooks' kernels three times slower."""
     before = dict(os.environ)
-    os.environ.pop("SMOKE_TEST", None)  # set for the notebooks' kernels by their own conftest.py
+    for name in ("SMOKE_TEST", "IPYTHONDIR"):  # for the kernels of notebooks/conftest.py alone
+        os.environ.pop(name, None)
     yield
     os.environ.clear()
     os.environ.update(before)
