@@ -104,7 +104,6 @@ RULES: dict[str, Rule] = {
     "TRICKS": ("several texts in a tuple", lambda value: isinstance(value, tuple | list)),
     "SCHEDULER": ('None, "local", or an address such as "tcp://host:8786"', is_scheduler),
     "KIND": ('"cpu" or "cuda"', lambda value: value in ("cpu", "cuda")),
-    "ROUNDS": whole(1, 1_000),
     "REPETITIONS": whole(2, 1_000),
     "DRAWS": whole(100, 1_000_000),
     "DAMAGED": whole(10, 10_000),

@@ -1,4 +1,4 @@
-"""What only a GPU can show, in one command and under 25 minutes: ``python notebooks/gpu.py``.
+"""What only a GPU can show, in one command, planned for 25 minutes: ``python notebooks/gpu.py``.
 
 python notebooks/gpu.py              all jobs
 python notebooks/gpu.py JOB ...      some of them: speed, graph, seeds, walk
@@ -9,7 +9,8 @@ seeds  thirty seeds of step 6 in full, by notebook 08
 walk   the choice and the walk to a mean of 99.4 %, by notebook 10
 
 Records go to results/gpu/, those of the walk to results/speed/. What has one is not run again, so
-an interrupted command goes on where it stopped; a job that fails does not stop the others.
+an interrupted command goes on where it stopped; a job that fails does not stop the others. It has
+run on no GPU yet: tests hold its loop against step 6's, and run it on a second device.
 """
 
 import argparse

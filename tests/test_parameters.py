@@ -1,6 +1,8 @@
 """The door of every notebook: bad parameters and missing packages end in a sentence, at once."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -29,7 +31,6 @@ BAD = {
     "TRICKS": ["dropout by gaps", None],
     "SCHEDULER": ["cluster", "tcp://", "tcp://host", "http://host:80", 8786, True],
     "KIND": ["gpu", "", None],
-    "ROUNDS": [0, "5"],
     "REPETITIONS": [1, 0, 2.5],
     "DRAWS": [0, "many"],
     "DAMAGED": [0, -5],
@@ -120,3 +121,19 @@ def test_a_missing_package_ends_in_a_command_that_installs_it(tmp_path):
         parameters.require_packages(file)
     text = f"Not installed: no-such-package, nor_this. In a terminal, in {tmp_path}: "
     assert str(caught.value) == f"{text}python -m pip install -r requirements.txt"
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, parameters.SPINS), ("7", "7")])
+def test_threads_that_wait_spin_for_a_short_while_only(own, expected, monkeypatch):
+    """Set before PyTorch is loaded, which reads it once; a value of one's own is kept."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    code = "import os, sys, parameters; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=manage.ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [expected, "False"], done.stderr
+    for name in manage.names():
+        key, first = next(iter(manage.code_cells(name).items()))
+        assert key == "setup" and "import parameters" in first["source"], name
