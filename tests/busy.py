@@ -1,9 +1,10 @@
 """How much slower training becomes beside other work: ``python tests/busy.py [ROUNDS]``.
 
-Step 6's loop on two threads, in turns: with libgomp as it comes (a thread that waits spins for
-milliseconds), with the spin limit that ``parameters.py`` sets, without spinning, and on one thread;
-alone, beside a process that only computes, and beside a second run on one thread. Each measurement
-is a new process. The record is results/speed/busy_machine-seed0.json. libgomp: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+Step 6's loop in turns: on two threads with libgomp as it comes (a thread that waits spins for
+milliseconds), with the limit that ``parameters.py`` sets, and on one thread; alone, beside a
+process that only computes, and beside a second run on one thread. Each measurement is a new
+process. The record is results/speed/busy_machine-seed0.json.
+libgomp: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
 """
 
 import contextlib
@@ -29,7 +30,6 @@ import utils
 SETTINGS = {  # name: (threads, environment)
     "as it comes": (2, {}),
     "limited": (2, {"GOMP_SPINCOUNT": parameters.SPINS}),
-    "passive": (2, {"GOMP_SPINCOUNT": "0"}),
     "one thread": (1, {}),
 }
 COMPANY = {  # what runs beside it: arguments of Python
@@ -78,14 +78,16 @@ def beside(company: str) -> Iterator[None]:
 def main(rounds: int, steps: int = 40) -> None:
     """Measure all settings in turns, print the medians, and keep the record."""
     rows, plain = [], {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
-    for number, company in itertools.product(range(rounds), COMPANY):
+    for number, company, name in itertools.product(range(rounds), COMPANY, SETTINGS):
+        threads, environment = SETTINGS[name]
+        if company == "a second run" and threads > 1:
+            continue
+        command = [sys.executable, __file__, "--once", str(threads), str(steps)]
         with beside(company):
-            for name, (threads, environment) in SETTINGS.items():
-                command = [sys.executable, __file__, "--once", str(threads), str(steps)]
-                done = subprocess.run(command, env=plain | environment, stdout=-1, check=True)
-                row = {"round": number, "name": name, "threads": threads, "beside": company}
-                rows.append(row | {"ms a step": float(done.stdout.split()[-1])})
-                print(rows[-1], flush=True)
+            done = subprocess.run(command, env=plain | environment, stdout=-1, check=True)
+        row = {"round": number, "name": name, "threads": threads, "beside": company}
+        rows.append(row | {"ms a step": float(done.stdout.split()[-1])})
+        print(rows[-1], flush=True)
     print(pd.DataFrame(rows).pivot_table("ms a step", "name", "beside", "median").round(1))
     record = records.make_measurement(
         "speed", "busy_machine", rows, utils.load_mnist().loader("val")

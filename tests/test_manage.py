@@ -110,15 +110,21 @@ def test_a_steps_result_says_what_its_runs_say(monkeypatch):
 
 def test_the_fastest_has_reached_its_mean_and_equal_work_ranks_by_accuracy(monkeypatch):
     studies = {
-        "quick": fake([99.0, 99.9] * 10, epochs=2),  # mean 99.45, but not by two standard errors
-        "good": fake([99.43, 99.45] * 10, seconds=1.0),
-        "better": fake([99.46, 99.47] * 10, seconds=2.0),
-        "few": fake([99.8] * 9, epochs=1),
-        "seen": [r | {"seed": r["seed"] + 100} for r in fake([99.9] * 20, epochs=1)],
+        "quick": fake([99.0, 99.9] * 10),  # mean 99.45, but not by two standard errors
+        "good": fake([99.43, 99.45] * 10),
+        "better": fake([99.46, 99.47] * 10),
+        "slow": fake([99.9] * 20),
+        "few": fake([99.8] * 9),
+        "seen": [r | {"seed": r["seed"] + 100} for r in fake([99.9] * 20)],
+        "not_timed": fake([99.9] * 20),
     }
+    studies = {name: [r | {"recipe": name} for r in runs] for name, runs in studies.items()}
+    seconds = {"quick": 20.0, "good": 65.0, "better": 66.0, "slow": 90.0, "few": 9.0, "seen": 9.0}
     monkeypatch.setattr(report, "groups", lambda study: studies)
-    assert report.fastest() is not None
-    assert {run["seconds"] for run in report.fastest()} == {2.0}
+    monkeypatch.setattr(report, "timed", lambda: (seconds, "a machine"))
+    assert {run["recipe"] for run in report.fastest()} == {"better"}
+    seconds["good"] = 40.0
+    assert {run["recipe"] for run in report.fastest()} == {"good"}
 
 
 def test_what_is_made_from_records_is_up_to_date():

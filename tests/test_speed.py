@@ -227,13 +227,13 @@ def test_notebook_10_says_what_its_records_say(walk):
     )
     won = points[points["reached"] == "yes"]
     assert {(BEST, 3), (OTHER, 3), (half_the, 5), ("step6", 19)} < set(won.index) and len(won) == 6
-    assert (won["n"] >= 20).all() and half["median"] == won["median"].min()
+    assert (won["n"] >= 20).all() and half["seconds"] == won["seconds"].min()
     low, high = records.difference(
         *([run["test_accuracy"] for run in scope["walks"][name][3]] for name in (BEST, OTHER))
     )[1:]
     assert low < 0 < high < 0.06, "the interval of the difference contains zero, if only just"
-    assert ratio.median() <= 0.55 and len(ratio) == 5
-    long = points.loc[[f"R{n}" for n in range(1, 6)], "median"] / half["median"]
+    assert ratio.median() <= 0.57 and len(ratio) == 5
+    long = points.loc[[f"R{n}" for n in range(1, 6)], "seconds"] / half["seconds"]
     r1, r2 = scope["race"]["R1"], scope["race"]["R2"]
     assert [r1["runs"], *(r["of them reached 99.4"] for r in (r1, r2))] == [3, 2, 3]
 
@@ -250,7 +250,7 @@ def test_notebook_10_says_what_its_records_say(walk):
     muon = "Muon 0.05, momentum 0.8, 3 iterations, rate 0.1"
     fixed = f"{muon}, first block fixed: whitening"
     says = [
-        f"**About {half['median']:.0f} seconds on one thread of a CPU, {ratio.median():.2f} times "
+        f"**About {half['seconds']:.0f} seconds on one thread of a CPU, {ratio.median():.2f} times "
         "what three plain epochs take.**",
         f"**{half['mean']:.3f} %** (last epoch; {half['n']} runs, two standard errors "
         f"{half['2 errors']:.3f}, std {half['std']:.3f}, min {half['min']:.2f}; "
@@ -261,12 +261,12 @@ def test_notebook_10_says_what_its_records_say(walk):
         f"three epochs of *short* have {loss(short, '3', 'dropout in each block'):.4f}, two have "
         f"{loss(short, '2', 'dropout in each block'):.4f}. *stride* alone, with two epochs, is "
         f"worse ({loss(stride, '2', ''):.4f})",
-        f"makes up for it ({loss(stride, '2', muon):.4f})",
-        f"does not ({loss('16k5P 16 16 32 32', '2', fixed):.4f})",
+        f"makes up for it ({loss(stride, '2', muon):.4f}, but see below)",
+        f"does not help ({loss('16k5P 16 16 32 32', '2', fixed):.4f})",
         f"without Muon: {loss(stride, '1 + 4 x 0.3', 'hard ones (70% of a pass)'):.4f} with 30 %",
         f"{len(gone)} runs on the test images ended at {statistics.mean(gone):.3f} %",
         f"after {long.min():.0f} to {long.max():.0f} times as many seconds as the star",
-        f"takes {step6['median'] / half['median']:.0f} times as long and buys "
+        f"takes {step6['seconds'] / half['seconds']:.0f} times as long and buys "
         f"{step6['mean'] - half['mean']:.3f} points with it",
         f"{best['mean']:.3f} with {best['runs ≥ 99.4']} runs at the line or above it, against "
         f"{other['mean']:.3f} with {other['runs ≥ 99.4']}. That",
