@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STARTUP = f"""
 import os, sys
 
+os.environ.pop("IPYTHONDIR")  # the kernels that a notebook starts compute on the CPU
 if os.path.basename(os.getcwd()) == "notebooks":
     sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
     import second_device

@@ -115,17 +115,18 @@ def timed() -> tuple[dict[str, float], str]:
 
 
 def fastest() -> list[dict]:
-    """The runs of the recipe that reached 99.4 in the fewest seconds; of those whose seconds are
-    about the same, the most accurate.
+    """The runs of the recipe that reached 99.4 in the fewest seconds; of those within a tenth of
+    them, which equal work may differ by, the most accurate.
     """
     seconds, _ = timed()
-    found = []
+    found = {}
     for runs in groups("speed").values():
         own = [run for run in runs if run["seed"] < 100]
         if own and own[0].get("recipe") in seconds and reached(accuracies(own)):
-            found.append(own)
-    about = lambda runs: float(f"{seconds[runs[0]['recipe']]:.1g}")  # noqa: E731
-    return min(found, key=lambda runs: (about(runs), -statistics.mean(accuracies(runs))))
+            found[own[0]["recipe"]] = own
+    limit = 1.1 * min(seconds[recipe] for recipe in found)
+    near = [runs for recipe, runs in found.items() if seconds[recipe] <= limit]
+    return max(near, key=lambda runs: statistics.mean(accuracies(runs)))
 
 
 def best_reference() -> tuple[str, list[dict]]:

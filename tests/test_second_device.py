@@ -1,4 +1,4 @@
-"""Every notebook and the loops on a second device: nothing mixes with the CPU, few waits.
+"""The loops on a second device: nothing mixes with the CPU, few waits; every notebook runs there.
 
 No GPU is needed: ``second_device.py`` says what this can see. In a process of their own, because
 the device stays registered.
@@ -8,10 +8,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-
-import nbformat
-import pytest
-from nbclient import NotebookClient
 
 import manage
 
@@ -43,7 +39,6 @@ counts.append(second_device.reads() - before)
 utils.fit(model, train, val, optimizer, epochs=1)
 print(json.dumps({"reads": counts, "accuracy": accuracy, "device": str(data.train.images.device)}))
 """
-DEFAULT = ("01_baseline",)  # the others with --full
 
 
 def test_a_training_epoch_waits_for_the_device_once(monkeypatch):
@@ -89,21 +84,14 @@ print(sum(counts), len(counts))
     assert done.stdout.splitlines()[-1] == "0 15", "no step reads a number from the device"
 
 
-NAMES = [
-    pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.full)
-    for name in manage.names()
-    if "/" not in name
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_on_a_second_device(name, monkeypatch):
-    monkeypatch.setenv("SMOKE_TEST", "1")
-    notebook = nbformat.read(manage.NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    place = next(i for i, cell in enumerate(notebook.cells) if cell.id == "setup")
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(MOVE))
-    probe = "print(second_device.CALLS['aten::convolution'])"
-    notebook.cells.append(nbformat.v4.new_code_cell(probe))
-    resources = {"metadata": {"path": str(manage.NOTEBOOKS)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
-    assert int(notebook.cells[-1].outputs[0].text) > 0, "it computed there"
+def test_the_notebooks_smoke_tests_run_there():
+    """What each of their kernels executes first (notebooks/conftest.py)."""
+    code = "import conftest, os\nos.environ['IPYTHONDIR'] = ''\nexec(conftest.STARTUP)\nprint("
+    code += "utils.pick_device(), torch.ones(3).to(utils.pick_device()).sum().device)"
+    found = []
+    for folder in (manage.NOTEBOOKS, manage.NOTEBOOKS / "solutions"):
+        path = f"import sys; sys.path.insert(0, {str(manage.NOTEBOOKS)!r})\n"
+        command = [sys.executable, "-c", path + code]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        found.append(done.stdout)
+    assert found == ["gpu gpu:0\n", ""], "solutions stay on the CPU: no utils is imported there"

@@ -8,6 +8,7 @@ import statistics
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -40,7 +41,18 @@ def scopes():
         keys = ("network", "parts", "train-on", "profile", "profiled", "chosen-places")
         keys += ("sparse-dropout", "sparse-layer", "clock", "measured", "passes")
         found = {COST: run_cells(COST, *keys)}
-        keys = ("reached", "trunks", "model", "names", "hard", "train", "stored", "choice", "walk")
+        keys = (
+            "reached",
+            "trunks",
+            "model",
+            "names",
+            "hard",
+            "prepare",
+            "train",
+            "stored",
+            "choice",
+            "walk",
+        )
         yield found | {TIME: run_cells(TIME, *keys)}
 
 
@@ -126,11 +138,11 @@ def test_the_hard_images_are_those_with_the_highest_loss_and_some_others(walk):
         logits = torch.cat([model(images) for images, _ in data.loader("train")])
     losses = nn.functional.cross_entropy(logits, data.train.labels, reduction="none")
     part = walk["hardest"](model, share, torch.Generator().manual_seed(0))
-    assert len(part) == round(share * len(data.train))
     with torch.no_grad():
         found = torch.cat([model(images) for images, _ in data.loader(part)])
     found = nn.functional.cross_entropy(found, part.labels, reduction="none")
-    hard = round(0.7 * len(part))
+    hard, easy = (round(part * share * len(data.train)) for part in (0.7, 0.3))
+    assert len(part) == hard + easy
     torch.testing.assert_close(found[:hard], losses.sort(descending=True).values[:hard])
     assert found[hard:].max() <= found[:hard].min(), "the others are drawn from the easier ones"
     again = walk["hardest"](model, share, torch.Generator().manual_seed(1))
@@ -155,7 +167,7 @@ def test_a_run_over_hard_images_counts_all_its_seconds_and_batches(walk, monkeyp
     monkeypatch.setattr(utils, "fit", watched)
     record = walk["train"]("stride_b128_a25_r20_h28_k5", 3)
     n = len(walk["data"].train)
-    assert ran[0] == n and ran[2] == round(0.28 * n), "once all of them, then the hard ones"
+    assert ran[0] == n and abs(ran[2] - 0.28 * n) <= 1, "once all of them, then the hard ones"
     seconds = record["history"]["seconds"]
     assert len(seconds) == 2 == record["epochs"] and seconds[1] > 0.3, "sorting is training time"
     rates = record["history"]["learning_rate"]
@@ -220,7 +232,7 @@ def test_notebook_10_says_what_its_records_say(walk):
     scope = run(dict(walk), TIME, "choice-table")
     assert len(scope["means"]) == 30 and scope["low"] < 0 < scope["high"]
     assert {n[:6] for n in scope["winners"]} == {"short_"}
-    run(scope, TIME, "points", "third", "rivals", "seconds", "chart", "pairs", "others")
+    run(scope, TIME, "points", "third", "seconds", "chart", "pairs", "others")
     points, third, ratio, half_the = (scope[k] for k in ("points", "third", "ratio", "HALF"))
     half, best, other, step6 = (
         points.loc[key] for key in ((half_the, 5), (BEST, 3), (OTHER, 3), ("step6", 19))
@@ -303,7 +315,17 @@ def test_notebook_11_says_what_its_records_say(cost):
     counted = list(map(list, cost["count_step"](layers)))
     assert counted == scope["measured"]("limit")[0]["rows"][1]["layers"]
     step6, late = (run(scope, COST, "floor-table")["table"][name] for name in ("step6", "late"))
+    (busy,) = records.load_records("speed", "busy_machine")
+    busy = pd.DataFrame(busy["rows"]).pivot_table("ms a step", "name", "beside", "median")
+    alone, beside = busy["nothing"], busy["one busy process"]
+    assert beside["limited"] <= 2.5 * alone["limited"] < 2.5 * 1.05 * alone["as it comes"]
     says = [
+        f"Beside one busy process a step on two threads took {beside['as it comes']:.0f} ms "
+        f"instead of {alone['as it comes']:.0f}.",
+        f"it takes {beside['limited']:.0f} ms, and alone {alone['limited']:.0f}: no slower",
+        f"One thread takes {alone['one thread']:.0f} ms alone and "
+        f"{beside['one thread']:.0f} beside it",
+        f"a step takes {busy['a second run']['one thread']:.0f} ms here, for each of the two",
         f"a training step of 128 images takes {step6['measured, ms']:.0f} ms",
         f"draws few random numbers, {gaps[3]:.2f} times as many images per second.**",
         "trains half as many images per second as the loader of this series",
