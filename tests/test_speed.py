@@ -259,6 +259,12 @@ def test_notebook_10_says_what_its_records_say(walk):
         for path in sorted((records.RESULTS / "speed").glob("stride_b128_a25_m5_k2_cpu-*.json"))
         if (record := records.load_record(path))["status"] == "superseded"
     ]
+    first = statistics.mean(
+        run["history"]["val_accuracy"][0] for run in scope["walks"][half_the][5]
+    )
+    lowest = third.sort_values("loss")[:2]
+    assert all("Muon" in row[2] and "hard" in row[2] for row in lowest.index)
+    assert lowest["runs"].tolist() == [2, 4]
     muon = "Muon 0.05, momentum 0.8, 3 iterations, rate 0.1"
     fixed = f"{muon}, first block fixed: whitening"
     says = [
@@ -270,6 +276,8 @@ def test_notebook_10_says_what_its_records_say(walk):
         f"30 recipes and then {len(third)} configurations were compared on validation images",
         "Three epochs are enough with batches of 128. Larger batches take fewer steps",
         f"ends {99.4 - points['mean'][BEST, 2]:.3f} below the line with two",
+        f"After its first pass *stride* reads {first:.1f} % of the validation digits",
+        "Muon *and* hard images have the lowest losses of all (two and four runs)",
         f"three epochs of *short* have {loss(short, '3', 'dropout in each block'):.4f}, two have "
         f"{loss(short, '2', 'dropout in each block'):.4f}. *stride* alone, with two epochs, is "
         f"worse ({loss(stride, '2', ''):.4f})",
