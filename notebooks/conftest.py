@@ -1,7 +1,7 @@
 """nbval: run every notebook as a smoke test, and leave progress bars out of the comparison.
 
 The notebooks of this folder compute on a second device, as they would on a GPU: what mixes devices
-fails. Solutions run on the CPU; with ``--full`` all of them do. (tests/second_device.py)
+fails. Solutions run on the CPU; with NOTEBOOKS_ON=cpu all of them do. (tests/second_device.py)
 """
 
 import atexit
@@ -32,7 +32,7 @@ if os.path.basename(os.getcwd()) == "notebooks":
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--full", default=False):
+    if os.environ.get("NOTEBOOKS_ON") != "cpu":
         folder = Path(tempfile.mkdtemp())  # what each kernel executes first
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         (folder / "profile_default" / "startup").mkdir(parents=True)
