@@ -263,7 +263,7 @@ def run_study(
     todo = plan[:1] if utils.is_smoke_test() else [job for job in plan if job not in have]
     print(f"{len(set(plan) & have)} of {len(plan)} runs have a record; to run now: {len(todo)}")
     failed = []
-    if scheduler is None:
+    if scheduler is None or (scheduler == "local" and len(todo) == 1):  # one needs no cluster
         for job in todo:
             try:
                 run(*job)
