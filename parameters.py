@@ -16,7 +16,7 @@ from pathlib import Path
 
 # PyTorch's CPU threads (libgomp) spin while they wait for one another. Beside other work the one
 # waited for may not be running, and a step takes several times as long (tests/busy.py measures it).
-# A short spin costs nothing when alone. It is read when torch is loaded, so it is set here.
+# It is read when torch is loaded, so it is set here.
 SPINS = "10000"
 os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

@@ -18,16 +18,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: more threads would only 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP = f"""
-import os, sys
+def move():  # a function: a name that is left over would stand in for a forgotten import
+    import os, sys
 
-os.environ.pop("IPYTHONDIR")  # the kernels that a notebook starts compute on the CPU
-if os.path.basename(os.getcwd()) == "notebooks":
-    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-    import second_device
-    import torch
-    import utils
+    os.environ.pop("IPYTHONDIR")  # the kernels that a notebook starts compute on the CPU
+    if os.path.basename(os.getcwd()) == "notebooks":
+        before = list(sys.path)
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        import second_device
+        import torch
+        import utils
 
-    utils.pick_device = lambda: torch.device("gpu")
+        utils.pick_device = lambda: torch.device("gpu")
+        sys.path[:] = before
+
+
+move()
+del move
 """
 
 

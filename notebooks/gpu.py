@@ -14,6 +14,7 @@ run on no GPU yet: tests hold its loop against step 6's, and run it on a second 
 """
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -178,11 +179,15 @@ def whole_run(name: str, seed: int, device: torch.device, epochs: int = 19) -> d
 # --- Jobs -----------------------------------------------------------------------------------------
 
 
-def notebook(name: str, **values: object) -> None:
-    """Run a notebook with these parameters."""
+def notebook(name: str, last: str, **values: object) -> None:
+    """Run a notebook with these parameters, up to the cell whose id is ``last``."""
     print(f"notebook {name} with {values}", flush=True)
     copy = records.RESULTS / "scratch" / "copies" / f"gpu-{name}.ipynb"
-    records.run_notebook(manage.NOTEBOOKS / f"{name}.ipynb", values, copy)
+    cut = manage.read(name)
+    cut["cells"] = cut["cells"][: [cell["id"] for cell in cut["cells"]].index(last) + 1]
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    manage.replace_text(copy, json.dumps(cut))
+    records.run_notebook(copy, values, copy.with_suffix(".out.ipynb"))
 
 
 def run_speed() -> None:
@@ -190,7 +195,7 @@ def run_speed() -> None:
     place = records.environment(utils.pick_device())["device"]
     name = "".join(letter if letter.isalnum() else "_" for letter in place.lower())[:50]
     tricks = ["dropout by gaps", "batches of 512", "fused optimizer", "torch.compile"]
-    notebook("11_cost_of_a_step", STUDY=STUDY, SAVE=f"speed_{name}", TRICKS=tricks)
+    notebook("11_cost_of_a_step", "pipeline", STUDY=STUDY, SAVE=f"speed_{name}", TRICKS=tricks)
 
 
 def run_graph() -> None:
@@ -207,12 +212,12 @@ def run_graph() -> None:
 
 def run_seeds() -> None:
     """Thirty seeds of step 6, one after another."""
-    notebook("08_many_seeds", STUDY=STUDY, SEEDS=30, LEAVE_OUT=[], SCHEDULER=None)
+    notebook("08_many_seeds", "seeds", STUDY=STUDY, SEEDS=30, LEAVE_OUT=[], SCHEDULER=None)
 
 
 def run_walk() -> None:
-    """Notebook 10 on this device."""
-    notebook("10_time_to_994", KIND="cuda")
+    """Notebook 10 on this device, up to the table of the walk: its seconds are a CPU's."""
+    notebook("10_time_to_994", "points", KIND="cuda")
 
 
 JOBS = {"speed": run_speed, "graph": run_graph, "seeds": run_seeds, "walk": run_walk}
@@ -223,13 +228,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("jobs", nargs="*", choices=[[], *JOBS], default=list(JOBS))
-    chosen, failed = parser.parse_args().jobs, []
+    parser.add_argument("jobs", nargs="*", choices=["all", *JOBS], default="all")
+    jobs, failed = parser.parse_args().jobs, []
     device = utils.pick_device()
     if device.type == "cpu":
         sys.exit("No GPU here: PyTorch finds none. In Colab: Runtime, Change runtime type.")
     print(records.environment(device))
-    for job in chosen:
+    for job in JOBS if "all" in jobs else jobs:
         start = time.perf_counter()
         try:
             JOBS[job]()

@@ -1,10 +1,13 @@
 """notebooks/gpu.py without a GPU: its loop is step 6's, and it runs on the second device."""
 
+import json
+
 import pytest
 import torch
 
 import gpu
-import manage
+import parameters
+import records
 import utils
 
 
@@ -48,16 +51,37 @@ def test_low_precision_takes_nearly_the_same_step(digits, dtype, close):
     assert 0 < gap < close, "the loss was scaled up, and its gradient not down again?"
 
 
-def test_without_a_gpu_it_says_so(monkeypatch):
+@pytest.mark.parametrize("jobs", [(), ("graph",)])
+def test_without_a_gpu_it_says_so(jobs, monkeypatch):
     monkeypatch.setattr(utils, "pick_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("sys.argv", ["gpu.py", "graph"])
+    monkeypatch.setattr("sys.argv", ["gpu.py", *jobs])
     with pytest.raises(SystemExit, match="No GPU here"):
         gpu.main()
 
 
-def test_the_jobs_are_told_and_known():
-    assert set(gpu.JOBS) == {
-        line.split()[0] for line in gpu.__doc__.splitlines() if "  " in line[:8]
+def test_all_jobs_are_told_and_done_and_one_that_fails_stops_no_other(monkeypatch, tmp_path):
+    """The notebooks that they run get parameters that exist, and end with the cell they name."""
+    ran, told = {}, {line.split()[0] for line in gpu.__doc__.splitlines() if "  " in line[:8]}
+
+    def fails():
+        raise RuntimeError
+
+    def run_notebook(copy, values, out):
+        cells = json.loads(copy.read_text(encoding="utf-8"))["cells"]
+        own = next(c["source"] for c in cells if "parameters" in c["metadata"].get("tags", []))
+        assert set(values) <= parameters.assigned(own)
+        ran[copy.stem] = cells[-1]["id"]
+
+    assert set(gpu.JOBS) == told
+    monkeypatch.setitem(gpu.JOBS, "graph", fails)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "run_notebook", run_notebook)
+    monkeypatch.setattr(utils, "pick_device", lambda: torch.device("mps"))
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match=r"^failed: graph$"):
+        gpu.main()
+    assert ran == {
+        "gpu-11_cost_of_a_step": "pipeline",
+        "gpu-08_many_seeds": "seeds",
+        "gpu-10_time_to_994": "points",
     }
-    for name in ("08_many_seeds", "10_time_to_994", "11_cost_of_a_step"):
-        assert name in manage.names()

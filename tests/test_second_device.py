@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import manage
 
 HERE = Path(__file__).parent
@@ -84,14 +86,17 @@ print(sum(counts), len(counts))
     assert done.stdout.splitlines()[-1] == "0 15", "no step reads a number from the device"
 
 
-def test_the_notebooks_smoke_tests_run_there():
-    """What each of their kernels executes first (notebooks/conftest.py)."""
-    code = "import conftest, os\nos.environ['IPYTHONDIR'] = ''\nexec(conftest.STARTUP)\nprint("
-    code += "utils.pick_device(), torch.ones(3).to(utils.pick_device()).sum().device)"
-    found = []
-    for folder in (manage.NOTEBOOKS, manage.NOTEBOOKS / "solutions"):
-        path = f"import sys; sys.path.insert(0, {str(manage.NOTEBOOKS)!r})\n"
-        command = [sys.executable, "-c", path + code]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        found.append(done.stdout)
-    assert found == ["gpu gpu:0\n", ""], "solutions stay on the CPU: no utils is imported there"
+@pytest.mark.parametrize(
+    ("folder", "where"), [("notebooks", "gpu"), ("notebooks/solutions", "cpu")]
+)
+def test_the_smoke_tests_of_the_notebooks_run_there(folder, where):
+    """What their kernels execute first moves them, and leaves no name behind."""
+    code = "import os, subprocess, sys, conftest; conftest.pytest_configure(None); "
+    code += "subprocess.run([sys.executable, '-m', 'IPython', '-c', sys.argv[1]], cwd=sys.argv[2])"
+    inside = (
+        f"import sys; sys.path.append({str(manage.ROOT)!r}); names = [*globals()]; import utils; "
+    )
+    inside += "print(utils.pick_device(), {'torch', 'utils', 'os', 'move'} & {*names})"
+    command = [sys.executable, "-c", code, inside, manage.ROOT / folder]
+    done = subprocess.run(command, cwd=manage.NOTEBOOKS, capture_output=True, text=True)
+    assert done.stdout.split() == [where, "set()"], done.stderr

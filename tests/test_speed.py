@@ -41,18 +41,8 @@ def scopes():
         keys = ("network", "parts", "train-on", "profile", "profiled", "chosen-places")
         keys += ("sparse-dropout", "sparse-layer", "clock", "measured", "passes")
         found = {COST: run_cells(COST, *keys)}
-        keys = (
-            "reached",
-            "trunks",
-            "model",
-            "names",
-            "hard",
-            "prepare",
-            "train",
-            "stored",
-            "choice",
-            "walk",
-        )
+        keys = ("reached", "trunks", "model", "names", "hard", "prepare")
+        keys += ("train", "stored", "choice", "walk")
         yield found | {TIME: run_cells(TIME, *keys)}
 
 
