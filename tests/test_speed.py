@@ -141,7 +141,7 @@ def test_the_hard_images_are_those_with_the_highest_loss_and_some_others(walk):
 
 
 def test_a_run_over_hard_images_counts_all_its_seconds_and_batches(walk, monkeypatch):
-    ran, scope = [], walk["train"].__globals__
+    ran, schedules, scope = [], [], walk["train"].__globals__
     fit, hardest = utils.fit, scope["hardest"]
 
     def slow(*arguments):
@@ -151,6 +151,7 @@ def test_a_run_over_hard_images_counts_all_its_seconds_and_batches(walk, monkeyp
 
     def watched(model, train, *rest):
         ran.append(len(train.split))
+        schedules.append(rest[-1])
         return fit(model, train, *rest)
 
     monkeypatch.setitem(scope, "hardest", slow)
@@ -164,6 +165,8 @@ def test_a_run_over_hard_images_counts_all_its_seconds_and_batches(walk, monkeyp
     assert rates[0] == pytest.approx(0.2 / 25) and rates[1] > rates[0]
     recipe, *_, batches = walk["prepare"]("stride_b128_a25_r20_h28_k5", 3)
     assert batches == math.ceil(n / 128) + math.ceil(0.28 * n / 128) and recipe["hard"] == 0.28
+    one, two = schedules
+    assert one is two and one.last_epoch == batches, "one cycle over all passes"
 
 
 def test_a_run_is_step_6s_with_the_other_dropout(walk):
