@@ -18,29 +18,29 @@ function convolve(maps, layer, weights) {
   const { outputs, kernel, padding, groups } = layer;
   const inputs = maps.channels / groups; // that one output sees
   const side = maps.side + 2 * padding - kernel + 1;
+  const [source, width, area] = [maps.data, maps.side, maps.side * maps.side];
   const data = new Float32Array(outputs * side * side);
-  const area = maps.side * maps.side;
+  const sums = new Float64Array(side * side);
   for (let out = 0; out < outputs; out++) {
-    const firstInput = Math.floor(out / (outputs / groups)) * inputs;
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        let sum = 0;
-        for (let i = 0; i < inputs; i++) {
-          const from = (firstInput + i) * area;
-          const kernelAt = layer.offset + (out * inputs + i) * kernel * kernel;
-          for (let dy = 0; dy < kernel; dy++) {
-            const row = y + dy - padding;
-            if (row < 0 || row >= maps.side) continue;
-            for (let dx = 0; dx < kernel; dx++) {
-              const column = x + dx - padding;
-              if (column < 0 || column >= maps.side) continue;
-              sum += maps.data[from + row * maps.side + column] * weights[kernelAt + dy * kernel + dx];
-            }
+    const first = Math.floor(out / (outputs / groups)) * inputs;
+    let at = layer.offset + out * inputs * kernel * kernel;
+    sums.fill(0);
+    for (let i = first; i < first + inputs; i++) {
+      // One weight at a time, times all that it meets: no test in the innermost loop
+      for (let dy = -padding; dy < kernel - padding; dy++) {
+        const [top, bottom] = [Math.max(0, -dy), Math.min(side, width - dy)];
+        for (let dx = -padding; dx < kernel - padding; dx++) {
+          const [left, right] = [Math.max(0, -dx), Math.min(side, width - dx)];
+          const weight = weights[at++];
+          for (let y = top; y < bottom; y++) {
+            const from = i * area + (y + dy) * width + dx;
+            const to = y * side;
+            for (let x = left; x < right; x++) sums[to + x] += weight * source[from + x];
           }
         }
-        data[(out * side + y) * side + x] = sum;
       }
     }
+    data.set(sums, out * side * side);
   }
   return { data, channels: outputs, side };
 }
