@@ -100,7 +100,6 @@ RULES: dict[str, Rule] = {
     ),
     "NETWORKS": NAMES,
     "LEAVE_OUT": NAMES,
-    "TURNS": NAMES,
     "TRICKS": ("several texts in a tuple", lambda value: isinstance(value, tuple | list)),
     "SCHEDULER": ('None, "local", or an address such as "tcp://host:8786"', is_scheduler),
     "KIND": ('"cpu" or "cuda"', lambda value: value in ("cpu", "cuda")),

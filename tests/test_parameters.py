@@ -27,7 +27,6 @@ BAD = {
     "MORE_SEEDS": [{"a": 0}, {"a": "3"}, {3: 1}, ["a"], None],
     "NETWORKS": ["mixed_2922", None, ("a/b",), [1]],
     "LEAVE_OUT": ["without_dropout", None],
-    "TURNS": ["short_b128_a25_r20_k3", 3],
     "TRICKS": ["dropout by gaps", None],
     "SCHEDULER": ["cluster", "tcp://", "tcp://host", "http://host:80", 8786, True],
     "KIND": ["gpu", "", None],

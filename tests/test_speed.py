@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import race
 import torch
 from scipy import stats
 from torch import nn
@@ -41,7 +42,7 @@ def scopes():
         keys = ("network", "parts", "train-on", "profile", "profiled", "chosen-places")
         keys += ("sparse-dropout", "sparse-layer", "clock", "measured", "passes")
         found = {COST: run_cells(COST, *keys)}
-        keys = ("reached", "trunks", "model", "names", "hard", "prepare")
+        keys = ("reached", "trunks", "model", "names", "hard", "muon", "prepare")
         keys += ("train", "stored", "choice", "walk")
         yield found | {TIME: run_cells(TIME, *keys)}
 
@@ -167,6 +168,70 @@ def test_a_run_over_hard_images_counts_all_its_seconds_and_batches(walk, monkeyp
     assert batches == math.ceil(n / 128) + math.ceil(0.28 * n / 128) and recipe["hard"] == 0.28
     one, two = schedules
     assert one is two and one.last_epoch == batches, "one cycle over all passes"
+
+
+def test_many_passes_over_hard_images_sort_them_twice(walk, monkeypatch):
+    ran, scope, smoke = [], walk["train"].__globals__, walk["prepare"]
+
+    def prepare(name, seed):
+        recipe, *rest = smoke(name, seed)
+        return recipe | {"epochs": 11, "first": 2}, *rest  # a smoke test has two passes
+
+    def fit(model, train, val, optimizer, epochs, scheduler):
+        ran.append((len(train.split), epochs))
+        return {"seconds": [0.0] * epochs, "val_loss": [1.0] * epochs}
+
+    monkeypatch.setitem(scope, "prepare", prepare)
+    monkeypatch.setattr(utils, "fit", fit)
+    monkeypatch.setattr(records, "make_run", lambda run, *rest, **own: run)
+    walk["train"]("step6_b128_a100_r10_f2_h28_k11", 100)
+    n, part = len(walk["data"].train), ran[1][0]
+    assert ran == [(n, 2), (part, 5), (part, 4)] and abs(part - 0.28 * n) <= 1
+    recipe = walk["read_name"]("step6_b128_a100_r10_f10_h28_k19")
+    assert (recipe["first"], recipe["hard"], recipe["epochs"]) == (10, 0.28, 19)
+    assert "first" not in walk["read_name"]("short_b128_a50_k3")
+
+
+def test_muon_steps_along_all_directions_of_a_kernel_and_is_sgd_for_the_rest(walk):
+    torch.manual_seed(0)
+    kernel, matrix = nn.Parameter(torch.randn(8, 4, 3, 3)), nn.Parameter(torch.randn(10, 8))
+    twin = nn.Parameter(matrix.detach().clone())
+    groups = [{"params": [kernel], "scale": 0.5}, {"params": [matrix], "weight_decay": 0.1}]
+    muon = walk["Muon"](groups, 0.1, momentum=0.9, nesterov=True)
+    sgd = torch.optim.SGD([twin], 0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+    for _ in range(3):
+        before = kernel.detach().clone()
+        strong = torch.linspace(1, 4, 8)[:, None, None, None]  # some directions more than others
+        kernel.grad, matrix.grad = torch.randn(8, 4, 3, 3) * strong, torch.randn(10, 8)
+        twin.grad, gradient = matrix.grad.clone(), kernel.grad
+        muon.step()
+        sgd.step()
+        step = ((before - kernel.detach()) / 0.05).flatten(1)  # rate times scale
+        assert torch.linalg.svdvals(step).sub(1).abs().max() < 0.5 and kernel.grad is None
+        assert torch.equal(matrix, twin)
+    u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    assert (u.T @ step @ v.T).diagonal().mean() > 0.4, "and it goes where the gradient goes"
+    recipe, model, _, optimizer, *_ = walk["prepare"]("stride_b128_a25_m5_h30_k4", 0)
+    assert (
+        recipe["muon"] == 0.05 and [p.ndim for p in optimizer.param_groups[0]["params"]] == [4] * 5
+    )
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0, 3e-4, 0]
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_the_race_times_whole_runs_of_all_kinds_of_recipes(walk):
+    names = ["stride_b128_a25_m5_h30_k2", "R1", "smallest"]
+    parts = race.make_ready(walk, names, piece=2)
+    assert parts["R1"][2] == 20 * math.ceil(60_000 / parts["R1"][0][1].batch_size)
+    assert parts["smallest"][2] == 19 * math.ceil(55_000 / 64)
+    n, batches = len(walk["data"].train), parts[names[0]][2]
+    assert len(parts[names[0]][1].split) == round(2 / batches * n), "sorting is counted"
+    assert len(parts["R1"][1].split) == 1, "nothing to sort"
+    rows = race.pace(walk, names, 2)
+    assert [(row["round"], row["name"]) for row in rows] == [(r, n) for r in (1, 2) for n in names]
+    assert all(row["seconds"] > 0 for row in rows)
+    rows = race.pairs(walk, names[:1], 2)
+    assert [row["round"] for row in rows] == [0, 1] and all(row["seconds"] > 0 for row in rows)
 
 
 def test_a_run_is_step_6s_with_the_other_dropout(walk):
