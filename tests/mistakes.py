@@ -99,7 +99,7 @@ MISTAKES = [  # where, what, instead of what
     ("notebooks/10_time_to_994.ipynb", "argsort().cpu()", "argsort().flip(0).cpu()"),
     ("notebooks/10_time_to_994.ipynb", "[0] += 0", "[0] += spent"),
     ("notebooks/10_time_to_994.ipynb", "part, val, optimizer, passes)", "part, val, optimizer, passes, scheduler)"),
-    ("notebooks/10_time_to_994.ipynb", "0.38 times what three plain epochs", "RATIO times what three plain epochs"),
+    ("notebooks/10_time_to_994.ipynb", "0.38 times what three plain epochs", "0.53 times what three plain epochs"),
     ("notebooks/10_time_to_994.ipynb", "x = x / 1", "x = x / (x.norm() + 1e-7)"),
     ("notebooks/10_time_to_994.ipynb", "passes = left  #", "passes = left if left <= 7 else math.ceil(left / 2)  #"),
     ("notebooks/11_cost_of_a_step.ipynb", "it takes 97 ms, and alone", "it takes 127 ms, and alone"),
