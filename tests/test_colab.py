@@ -4,7 +4,7 @@
 virtual environment is new and empty, but sees what Colab has preinstalled, in a folder of links to
 the packages that run this test (torch again for each notebook would be gigabytes). What Colab lacks
 lies, packed again, in a local registry: the set-up cell has to install it. One notebook runs so by
-default, all of them with ``--full``; each twice in the same folder.
+default, all of them with ``--full``, and each twice in the same folder.
 """
 
 import ast
@@ -221,8 +221,8 @@ def test_the_fresh_environment_sees_what_colab_has_and_no_more(machine):
     assert subprocess.check_output(command, text=True) == "torch scipy\n"
 
 
-RUNS = [("Colab", 2, NAMES[0]), ("Kaggle", 1, NAMES[0])]
-RUNS += [pytest.param("Colab", 2, name, marks=pytest.mark.full) for name in NAMES[1:]]
+FULL = [("Kaggle", 1, NAMES[0]), *(("Colab", 2, name) for name in NAMES)]
+RUNS = [("Colab", 1, NAMES[0]), *(pytest.param(*run, marks=pytest.mark.full) for run in FULL)]
 
 
 @pytest.mark.parametrize(("machine", "times", "name"), RUNS, indirect=["machine"])

@@ -295,7 +295,7 @@ def test_notebook_10_says_what_its_records_say(walk):
     points, third, tried = (scope[k] for k in ("points", "third", "tried"))
     ratio, plain = scope["ratios"][scope["HALF"]], scope["ratios"][f"{PLAIN}_k5"]
     half_the, sooner = scope["HALF"].rpartition("_k")[0], scope["SOONER"]
-    keys = ((half_the, 4), (BEST, 3), (OTHER, 3), ("step6", 19), (sooner, 19))
+    keys = ((half_the, 4), (BEST, 3), (OTHER, 3), ("step6", 19), ("sooner", 19))
     half, best, other, step6, soon = (points.loc[key] for key in keys)
     won = points[points["reached"] == "yes"]
     found = {(BEST, 3), (OTHER, 3), (half_the, 4), (PLAIN, 5), ("step6", 19)}
