@@ -4,13 +4,12 @@ python tests/race.py pace [NAME ...]    by the pace of 60 batches, five rounds (
 python tests/race.py pairs [NAME ...]   trained to the end, five rounds (10 minutes)
 
 A NAME is a recipe of notebook 10, R1 to R5 (step 7), step6 or smallest (step 9). All take turns in
-one process: what disturbs the machine disturbs all of them. No test image is read. The records
-are results/speed/in_turns-seed0.json and pairs-seed0.json; other names than the published ones, or
-a smoke test, are only printed.
+one process: what disturbs the machine disturbs all of them. No test image is read. Without a NAME
+all that are published take part, and there is a record: in_turns-seed0.json or pairs-seed0.json, in
+results/scratch/speed (with PUBLISH=1 in place of the published one).
 """
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -122,7 +121,6 @@ def main(what: str, names: list[str]) -> None:
     found = pd.DataFrame(rows).groupby("name", sort=False)["seconds"]
     print(found.agg(["median", "min", "max"]).round(1))
     if not names and not utils.is_smoke_test():
-        os.environ["PUBLISH"] = "1"
         name = {"pace": "in_turns", "pairs": "pairs"}[what]
         data = scope["data"]
         print(

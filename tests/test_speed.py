@@ -194,6 +194,8 @@ def test_many_passes_over_hard_images_sort_them_twice(walk, monkeypatch):
     recipe = walk["read_name"]("step6_b128_a100_r10_f10_h28_k19")
     assert (recipe["first"], recipe["hard"], recipe["epochs"]) == (10, 0.28, 19)
     assert "first" not in walk["read_name"]("short_b128_a50_k3")
+    with pytest.raises(ValueError, match="is no recipe"):
+        walk["read_name"]("short_b128_a50_f2_k3")  # all of its passes are over all images
 
 
 def test_muon_steps_along_all_directions_of_a_kernel_and_is_sgd_for_the_rest(walk):
