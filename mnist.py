@@ -19,7 +19,6 @@ from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.datasets import MNIST
 
 from files import write_atomically
 
@@ -31,7 +30,6 @@ SHA256 = {  # of the four extracted files
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-MIRRORS = list(MNIST.mirrors)  # torchvision keeps the addresses up to date
 ATTEMPTS = 3
 SILENCE = 20.0  # seconds without a byte before a mirror counts as silent
 DEADLINE = 100.0  # seconds for one file from one mirror: it may drip
@@ -133,8 +131,12 @@ def read_or_download(cache: Path) -> Digits:
 
 def _download(name: str, reason: Exception) -> bytes:
     """One file from the first mirror that has it; ``reason`` says why the cache did not do."""
+    from torchvision.datasets import (
+        MNIST,
+    )  # knows the mirrors; two seconds that others need not wait
+
     damaged = False
-    for attempt, mirror in itertools.product(range(ATTEMPTS), MIRRORS):
+    for attempt, mirror in itertools.product(range(ATTEMPTS), MNIST.mirrors):
         time.sleep(attempt)
         url, body = f"{mirror}{name}.gz", Future()
         # In a thread: a socket's time-out starts anew with each byte, and headers may drip, too.

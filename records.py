@@ -10,16 +10,16 @@ import re
 import statistics
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from scipy import stats
+from scipy import special
 from torch import nn
 
 import utils
@@ -46,7 +46,7 @@ def environment(device: torch.device | str) -> dict:
     name = found[1] if found else platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
     versions = {"python": platform.python_version(), "numpy": np.__version__}
-    versions |= {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions |= {"torch": torch.__version__, "torchvision": version("torchvision")}
     threads = torch.get_num_threads()
     return {"device": f"{device.type}: {name}", "threads": threads, "versions": versions}
 
@@ -191,15 +191,13 @@ def judge(record: dict, model: nn.Module) -> pd.DataFrame:
     heads = [m for m in layers if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     linear = linear or any(m.out_channels == 10 for m in heads)
     no = {True: "", False: "no "}
+    words = f"{no[norm]}batch norm, dropout {dropout:g}"
     accuracy, parameters, epochs = (record[k] for k in ("test_accuracy", "parameters", "epochs"))
     rows = {
         ">= 99.4 % on the test set": (f"{accuracy:.2f} %", accuracy >= 99.4),
         "< 20,000 parameters": (f"{parameters:,}", parameters < 20_000),
         "< 20 epochs": (f"{epochs}", epochs < 20),
-        "batch norm and dropout": (
-            f"{no[norm]}batch norm, dropout {dropout:g}",
-            norm and 0 < dropout < 1,
-        ),
+        "batch norm and dropout": (words, norm and 0 < dropout < 1),
         "GAP and FC": (f"{no[gap]}GAP, {no[linear]}FC", gap and linear),
     }
     rows = [(rule, has, "pass" if good else "FAIL") for rule, (has, good) in rows.items()]
@@ -222,13 +220,15 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     """n, mean with its 95 % interval (Student's t, over seeds), std, min and max of some runs."""
     n, mean = len(values), statistics.mean(values)
     std = statistics.stdev(values) if n > 1 else math.nan
-    half = stats.t.ppf(0.975, n - 1) * std / n**0.5
+    half = special.stdtrit(n - 1, 0.975) * std / n**0.5
     row = {"n": n, "mean": mean, "low": mean - half, "high": mean + half}
     return row | {"std": std, "min": min(values), "max": max(values)}
 
 
 def difference(after: Sequence[float], before: Sequence[float]) -> tuple[float, float, float]:
     """Mean of ``after`` minus mean of ``before``, and its 95 % interval (Welch's t)."""
+    from scipy import stats  # takes more than a second: not for those who compare nothing
+
     interval = stats.ttest_ind(after, before, equal_var=False).confidence_interval()
     return statistics.mean(after) - statistics.mean(before), interval.low, interval.high
 

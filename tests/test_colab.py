@@ -3,8 +3,8 @@
 `git` is redirected to a bare clone of this working tree (``url.<path>.insteadOf``). The kernel's
 virtual environment is new and empty, but sees what Colab has preinstalled, in a folder of links to
 the packages that run this test (torch again for each notebook would be gigabytes). What Colab lacks
-lies, packed again, in a local registry: the set-up cell has to install it. One notebook runs so by
-default, all of them with ``--full``, and each twice in the same folder.
+lies, packed again, in a local registry: the set-up cell has to install it. With ``--full`` all
+notebooks run so, each twice in the same folder.
 """
 
 import ast
@@ -221,10 +221,10 @@ def test_the_fresh_environment_sees_what_colab_has_and_no_more(machine):
     assert subprocess.check_output(command, text=True) == "torch scipy\n"
 
 
-FULL = [("Kaggle", 1, NAMES[0]), *(("Colab", 2, name) for name in NAMES)]
-RUNS = [("Colab", 1, NAMES[0]), *(pytest.param(*run, marks=pytest.mark.full) for run in FULL)]
+RUNS = [("Kaggle", 1, NAMES[0]), *(("Colab", 2, name) for name in NAMES)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("machine", "times", "name"), RUNS, indirect=["machine"])
 def test_run_all_from_nothing(machine, times, name, bare, monkeypatch):
     redirect(monkeypatch, bare)
@@ -242,6 +242,7 @@ def test_run_all_from_nothing(machine, times, name, bare, monkeypatch):
         assert git("-C", folder, "status", "--porcelain") == "", "as published"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("machine", ["Kaggle"], indirect=True)
 def test_what_fails_gives_one_clear_sentence_and_can_be_repeated(machine, bare, monkeypatch):
     """First the internet is off, then pip finds no registry; then both are there."""

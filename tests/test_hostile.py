@@ -512,7 +512,9 @@ def near(tmp_path, monkeypatch) -> Path:
     (tmp_path / "mirror").mkdir()
     for name, content in PACKED.items():
         (tmp_path / "mirror" / name).write_bytes(content)
-    monkeypatch.setattr(mnist, "MIRRORS", [f"{(tmp_path / 'mirror').as_uri()}/"])
+    monkeypatch.setattr(
+        "torchvision.datasets.MNIST.mirrors", [f"{(tmp_path / 'mirror').as_uri()}/"]
+    )
     monkeypatch.setattr(mnist, "ATTEMPTS", 1)
     monkeypatch.setattr(mnist, "SHA256", sha256(FILES))
     monkeypatch.setattr(mnist, "HERE", tmp_path)  # the cache's usual place

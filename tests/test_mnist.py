@@ -97,7 +97,8 @@ def mirror(monkeypatch):
         server.plan, server.handle_error = lambda name: "good", lambda *_: None
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         settings = {"ATTEMPTS": 2, "LIMIT": 600_000, "SILENCE": 0.25, "DEADLINE": 0.5}
-        settings["MIRRORS"] = ["http://{}:{}/".format(*server.server_address)]
+        address = "http://{}:{}/".format(*server.server_address)
+        monkeypatch.setattr(MNIST, "mirrors", [address])
         for key, value in settings.items():
             monkeypatch.setattr(mnist, key, value)
         monkeypatch.setattr("time.sleep", lambda _: None)
@@ -147,7 +148,7 @@ def test_checksums_and_parsing_agree_with_the_real_files(monkeypatch):
     monkeypatch.undo()
     root = mnist.HERE / os.environ["MNIST_DIR"]
     assert sha256({n: (root / "MNIST/raw" / n).read_bytes() for n in NAMES}) == mnist.SHA256
-    assert list(PACKED) == [name for name, _ in MNIST.resources] and MNIST.mirrors == mnist.MIRRORS
+    assert list(PACKED) == [name for name, _ in MNIST.resources]
     for ours, train in zip(mnist.load()[:2], (True, False), strict=True):
         theirs = MNIST(root, train=train)  # torchvision's own reader
         assert all(map(np.array_equal, ours, (theirs.data, theirs.targets)))
@@ -187,7 +188,7 @@ CASES += [(2, "page", "silent"), (2, "silent", "page"), (2, "404", "page"), (2, 
 def test_answers_of_a_mirror(mirror, cache, monkeypatch, mirrors, first, second):
     """Two tries: from one mirror, or from one each; wrong bytes never end in the stand-in."""
     layout(cache, {name: FILES[name] for name in OTHERS})
-    monkeypatch.setattr(mnist, "MIRRORS", mnist.MIRRORS * mirrors)
+    monkeypatch.setattr(MNIST, "mirrors", MNIST.mirrors * mirrors)
     monkeypatch.setattr(mnist, "ATTEMPTS", 2 // mirrors)
     mirror.plan = lambda name: first if mirror.requests.count(name) == 1 else second
     good = second == "good" or first == "chunked"
