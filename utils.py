@@ -154,7 +154,7 @@ def split_indices(images: int, val_images: int = 5_000) -> tuple[Tensor, Tensor]
 def load_mnist(device: torch.device | str = "cpu", val_images: int = 5_000) -> Data:
     """Load MNIST (``mnist.load`` says what it raises), split it, put it on ``device`` (54 MB).
 
-    The stand-in keeps a tenth of its images to validate; a smoke test 1,000 / 500 / 500 in all.
+    The stand-in keeps a tenth of its images to validate; a smoke test 768 / 250 / 250 in all.
     """
     split_indices(60_000, val_images)  # a bad number is told before a download, not after
     digits = mnist.load()
@@ -164,7 +164,7 @@ def load_mnist(device: torch.device | str = "cpu", val_images: int = 5_000) -> D
     pixels = parts[0].images.float() / 255
     mean, std = pixels.mean().item(), pixels.std().item()
     if is_smoke_test():
-        parts = [part[:n] for part, n in zip(parts, (1_000, 500, 500), strict=True)]
+        parts = [part[:n] for part, n in zip(parts, (768, 250, 250), strict=True)]
         print("SMOKE TEST: few images, one epoch; its accuracy means nothing.")
     parts = [Split(part.images.to(device), part.labels.to(device)) for part in parts]
     return Data(*parts, digits.name, mean, std)

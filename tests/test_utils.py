@@ -70,7 +70,7 @@ def test_split_is_fixed_disjoint_and_complete():
     ("name", "smoke", "sizes"),
     [
         ("MNIST", "0", [3_000, 5_000, 700]),
-        ("MNIST", "1", [1_000, 500, 500]),
+        ("MNIST", "1", [768, 250, 250]),
         (mnist.STAND_IN, "0", [7_200, 800, 700]),
     ],
 )
