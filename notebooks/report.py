@@ -35,6 +35,7 @@ QUESTIONS = {
     "09_smallest_network": "How few parameters are enough?",
     "10_time_to_994": "How fast can it be on a CPU?",
     "11_cost_of_a_step": "Where does the time of a training step go?",
+    "12_best_under_20k": "How good can it get with fewer than 20,000 parameters?",
     "13_look_inside": "What does the network see?",
     "14_can_it_be_believed": "When is it right to be sure, and what breaks it?",
     "15_your_own_digit": "Can it read your handwriting?",
@@ -105,7 +106,7 @@ def smallest() -> list[dict]:
 
 
 def timed() -> tuple[dict[str, float], str]:
-    """Median seconds of a whole run of each recipe, timed in turns by notebook 10; and where."""
+    """Median seconds of a whole run of each recipe, timed in turns (tests/race.py); and where."""
     (measured,) = records.load_records("speed", "in_turns")
     found: dict[str, list[float]] = {}
     for row in measured["rows"]:
@@ -204,6 +205,12 @@ def answers() -> dict[str, str]:
     found["11_cost_of_a_step"] = (
         f"batches on the device train {ratio:.1f} times as many images per second as the usual "
         "loader"
+    )
+    searched = accuracies(records.load_records("best", "best"))
+    _, low, high = records.difference(searched, accuracies(step_runs(manage.STEPS[-1])))
+    past = "got past" if low > 0 else "did not get past"
+    found["12_best_under_20k"] = (
+        f"{statistics.mean(searched):.3f} % (n = {len(searched)}): a search {past} step 6"
     )
     (step_6,) = records.load_records("steps", manage.STEPS[-1])
     doubtful = len(set(step_6["test_errors"]) & set(records.LABEL_ERRORS))

@@ -104,6 +104,10 @@ MISTAKES = [  # where, what, instead of what
     ("notebooks/10_time_to_994.ipynb", "passes = left  #", "passes = left if left <= 7 else math.ceil(left / 2)  #"),
     ("tests/race.py", "looks = 0", "looks = math.ceil(left / 7) if left else 0"),
     ("notebooks/11_cost_of_a_step.ipynb", "it takes 193 ms, and alone", "it takes 93 ms, and alone"),
+    ("notebooks/12_best_under_20k.ipynb", "held_out = fifths[fold]", "held_out = fifths.pop(fold)"),
+    ("notebooks/12_best_under_20k.ipynb", "if epoch == first:", "if epoch in (first, math.ceil((first + epochs) / 2)):"),
+    ("notebooks/12_best_under_20k.ipynb", "if fold is not None else None", "if fold is None else None"),
+    ("notebooks/12_best_under_20k.ipynb", "own[0], own[1]", "own[0], own.mean(dim=0)"),
     ("parameters.py", "pass", "os.environ.setdefault(\"GOMP_SPINCOUNT\", SPINS)"),
     ("notebooks/14_can_it_be_believed.ipynb", "removes more than two thirds of the mistakes", "removes more than half of the mistakes"),
 ]
@@ -127,6 +131,7 @@ TESTS = {
     "notebooks/08_many_seeds.ipynb": ("test_many_seeds.py",),
     "notebooks/10_time_to_994.ipynb": ("test_speed.py",),
     "notebooks/11_cost_of_a_step.ipynb": ("test_speed.py",),
+    "notebooks/12_best_under_20k.ipynb": ("test_best.py",),
     "notebooks/14_can_it_be_believed.ipynb": ("test_look_inside.py",),
     "notebooks/gpu.py": ("test_gpu.py",),
     "tests/race.py": ("test_speed.py",),

@@ -109,7 +109,7 @@ def test_a_run_keeps_to_its_view_of_the_data(digits, monkeypatch, kind):
     monkeypatch.setenv("SMOKE_TEST", "1")  # one epoch
     run("data", "train", **SCOPE)["train"](f"R2_{kind}", 5)
     sizes = [saved[0][f"{part}_images"] for part in ("train", "val", "test")]
-    assert sizes == ([1_143, 360, 360] if theirs else [1_000, 143, 360])
+    assert sizes == ([911, 250, 250] if theirs else [768, 143, 250])
     watched = [saved[0]["test_accuracy"]] if theirs else None
     assert saved[0]["history"].get("test_accuracy") == watched
     assert saved[0]["hyperparameters"] == RECIPES["R2" if theirs else "ours"]
