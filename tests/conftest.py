@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
         for item in items:
-            if "full" in item.keywords:
+            browser = "chromium" in getattr(item, "fixturenames", ())
+            if browser or "full" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes: needs --full"))
 
 

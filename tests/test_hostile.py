@@ -449,7 +449,7 @@ def test_what_killed_runs_leave_is_swept_in_time_and_ignored_by_git(tmp_path):
 FOUR_AT_ONCE = """
 import locale, os, sys
 sys.path.insert(0, "notebooks")
-import manage, records, report
+import manage, records, report, scipy.stats
 assert locale.getpreferredencoding(False).lower() != "utf-8"
 children = []
 for _ in range(4):
