@@ -261,6 +261,7 @@ def test_what_fails_gives_one_clear_sentence_and_can_be_repeated(machine, bare, 
     assert machine.installed() == {"captum"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("machine", ["Kaggle"], indirect=True)
 def test_one_value_pins_a_commit(machine, bare, monkeypatch):
     redirect(monkeypatch, bare)

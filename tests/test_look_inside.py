@@ -91,11 +91,12 @@ def test_luck_is_that_of_a_binomial():
 
 def test_the_temperature_minimises_and_its_interval_covers():
     generator, inside = torch.Generator().manual_seed(0), 0
+    fit_temperature = run(BELIEVED, "temperature")["fit_temperature"]
     for _ in range(10):
         true = 2 * torch.randn(2_000, 10, generator=generator)
         labels = torch.multinomial(true.softmax(1), 1, generator=generator)[:, 0]
         result = utils.Evaluation(0.0, 0.0, 0, 3 * true, labels)
-        best, low, high = run(BELIEVED, "temperature")["fit_temperature"](result)
+        best, low, high = fit_temperature(result)
         loss = [F.cross_entropy(3 * true / t, labels) for t in (0.99 * best, best, 1.01 * best)]
         assert loss[1] < min(loss[0], loss[2])
         inside += low <= 3 <= high < 1.3 * low

@@ -38,7 +38,6 @@ for _ in range(2):
 before = second_device.reads()
 accuracy = utils.evaluate(model, val).accuracy
 counts.append(second_device.reads() - before)
-utils.fit(model, train, val, optimizer, epochs=1)
 print(json.dumps({"reads": counts, "accuracy": accuracy, "device": str(data.train.images.device)}))
 """
 
@@ -77,13 +76,13 @@ def counted(*arguments):
         return loss
     return call, state
 gpu.make_step = counted
-record = gpu.whole_run("loop_float32", 0, device, 4)
-assert record["history"]["val_accuracy"][-1] > 15 and record["study"] == "gpu", record
+record = gpu.whole_run("loop_float32", 0, device, 2)
+assert len(record["history"]["val_accuracy"]) == 2 and record["study"] == "gpu", record
 print(sum(counts), len(counts))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "0 24", "no step reads a number from the device"
+    assert done.stdout.splitlines()[-1] == "0 12", "no step reads a number from the device"
 
 
 @pytest.mark.parametrize(

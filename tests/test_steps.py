@@ -23,6 +23,13 @@ RECIPE = ("model", "random-affine", "augment", "hyperparameters", "optimizer", "
 
 
 @pytest.fixture
+def digits(digits):
+    """Fewer of them: each step is trained several times here."""
+    parts = digits.train[:768], digits.val, digits.test  # a warm-up needs six batches
+    return utils.Data(*parts, digits.name, digits.mean, digits.std)
+
+
+@pytest.fixture
 def run_step(digits, monkeypatch, tmp_path):
     """Execute a step's shared cells up to ``last`` and return the names they made."""
     monkeypatch.setattr(utils, "load_mnist", lambda device: digits)
