@@ -86,7 +86,8 @@ print(sum(counts), len(counts))
 
 
 @pytest.mark.parametrize(
-    ("folder", "where"), [("notebooks", "gpu"), ("notebooks/solutions", "cpu")]
+    ("folder", "where"),
+    [("notebooks", "gpu"), pytest.param("notebooks/solutions", "cpu", marks=pytest.mark.full)],
 )
 def test_the_smoke_tests_of_the_notebooks_run_there(folder, where):
     """What their kernels execute first moves them, and leaves no name behind."""

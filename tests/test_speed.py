@@ -233,8 +233,8 @@ def test_the_race_times_whole_runs_of_all_kinds_of_recipes(walk):
     n, batches = len(walk["data"].train), parts[names[0]][2]
     assert len(parts[names[0]][1].split) == round(2 / batches * n), "sorting is counted"
     assert len(parts["R1"][1].split) == 1, "nothing to sort"
-    rows = race.pace(walk, names, 2)
-    assert [(row["round"], row["name"]) for row in rows] == [(r, n) for r in (1, 2) for n in names]
+    rows = race.pace(walk, names, 1)
+    assert [(row["round"], row["name"]) for row in rows] == [(1, n) for n in names]
     assert all(row["seconds"] > 0 for row in rows)
     rows = race.pairs(walk, names[:1], 2)
     assert [row["round"] for row in rows] == [0, 1] and all(row["seconds"] > 0 for row in rows)
