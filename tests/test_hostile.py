@@ -466,6 +466,7 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
 
 
+@pytest.mark.full
 def test_refresh_four_at_once_in_a_plain_ascii_locale(tmp_path):
     for name in ("notebooks", "pyproject.toml", "README.md"):
         source = ROOT / name

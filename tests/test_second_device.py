@@ -60,6 +60,7 @@ def test_the_second_device_refuses_to_mix():
     assert done.stdout == "6.0\n" and "expected all tensors on the same device" in done.stderr
 
 
+@pytest.mark.full
 def test_the_gpu_commands_own_loop_runs_there_and_never_waits(monkeypatch):
     monkeypatch.setenv("SMOKE_TEST", "1")
     code = f"import sys; sys.path[:0] = [{str(manage.ROOT)!r}, {str(manage.NOTEBOOKS)!r}]\n{MOVE}"
