@@ -131,9 +131,7 @@ def read_or_download(cache: Path) -> Digits:
 
 def _download(name: str, reason: Exception) -> bytes:
     """One file from the first mirror that has it; ``reason`` says why the cache did not do."""
-    from torchvision.datasets import (
-        MNIST,
-    )  # knows the mirrors; two seconds that others need not wait
+    from torchvision.datasets import MNIST  # knows the mirrors; slow to import, so only here
 
     damaged = False
     for attempt, mirror in itertools.product(range(ATTEMPTS), MNIST.mirrors):
