@@ -192,8 +192,8 @@ ONE = SHOWN["variants"]
         *ONE.loc["9 passes over all", ["val_loss", "wrong"]]
     ),
     f"In all {SHOWN['tried']['name'].nunique()} configurations were tried in "
-    f"{len(SHOWN['tried'])} runs. The last of them, 19 passes over all, ran "
-    "when the choice was already frozen.",
+    f"{len(SHOWN['tried'])} runs. The pair on fold 3 and the last row to be tried, "
+    "19 passes over all, ended when the choice was already frozen.",
 )
 def test_what_the_recipes_say():
     read, loss = ONE["images read (thousand)"], ONE["val_loss"]
