@@ -95,12 +95,12 @@ def reached(values: list[float], bar: float = 99.4) -> bool:
     return row["n"] >= 10 and row["mean"] - 2 * row["std"] / row["n"] ** 0.5 >= bar
 
 
-def smallest() -> list[dict]:
-    """The runs of the smallest network with a mean at 99.4 over at least ten seeds."""
+def smallest(bar: float = 99.4) -> list[dict]:
+    """The runs of the smallest network whose mean over at least ten seeds is at the bar."""
     found = [
         runs
         for runs in groups("smallest").values()
-        if len(runs) >= 10 and statistics.mean(accuracies(runs)) >= 99.4
+        if len(runs) >= 10 and statistics.mean(accuracies(runs)) >= bar
     ]
     return min(found, key=lambda runs: runs[0]["parameters"])
 
@@ -189,10 +189,11 @@ def answers() -> dict[str, str]:
     found["08_many_seeds"] = (
         f"{row['mean']:.3f} ± {row['std']:.3f} % over {row['n']} seeds; the schedule is worth most"
     )
-    small = smallest()
-    found["09_smallest_network"] = (
-        f"{small[0]['parameters']:,} for {statistics.mean(accuracies(small)):.3f} % on average"
-    )
+    two = [
+        f"{runs[0]['parameters']:,} for {statistics.mean(accuracies(runs)):.3f} %"
+        for runs in (smallest(), smallest(99.5))
+    ]
+    found["09_smallest_network"] = " on average, ".join(two)
     quick = fastest()
     seconds = timed()[0][quick[0]["recipe"]]
     found["10_time_to_994"] = (

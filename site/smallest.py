@@ -14,24 +14,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 import torch
 
 import manage
+import parameters
 import records
-import utils
 
 NAME, SEED, STUDY = "mixed_2922", 0, "networks"
-CELLS = ("parameters", "data", "convolution", "network", "specs", "recipes", "step-6", "train")
+CELLS = ("parameters", "data", "convolution", "network", "count", "specs", "networks")
+CELLS += ("recipes", "rounded", "train")
 
 
 def main() -> None:
     """Train, and save record and weights under ``notebooks/results/networks/``."""
     torch.set_num_threads(1)
-    cells, scope, made = manage.code_cells("09_smallest_network"), {"display": print}, []
+    cells, scope = manage.code_cells("09_smallest_network"), {"parameters": parameters}
     for cell in CELLS:
         exec(cells[cell]["source"], scope)
-    build = scope["network"]
-    scope["network"] = lambda *given: made.append(build(*given)) or made[-1]  # to keep its weights
-    record = scope["train"](NAME, SEED, scope["RECIPES"][NAME], STUDY)
-    utils.require(record["parameters"] == utils.count_parameters(made[-1]), "another network")
-    print(records.save_record(record, made[-1]))
+    print(records.save_record(*scope["train"](NAME, SEED, scope["RECIPES"][NAME], STUDY)))
 
 
 if __name__ == "__main__":
