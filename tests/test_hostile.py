@@ -789,7 +789,6 @@ TRIED = {  # file: what its messages ask for, each tried above or in the test na
     "parameters.py": {"pip install"},  # test_parameters.py
     "15_your_own_digit": {"take a larger", "Crop"},
     "07_reference_networks": {"run this cell"},  # test_records.py: a study goes on
-    "09_smallest_network": {"run this cell"},
 }
 
 
