@@ -331,7 +331,7 @@ def test_what_the_text_says_of_bytes():
     "`tiny_999` has a mean of {mean:.2f} % and a best run of {max:.2f} %".format(
         **TABLE.loc["tiny_999"]
     ),
-    "4,354 reach {:.2f} %, 999 reach {:.2f} %.".format(*TABLE["mean"][["hard_4354", "tiny_999"]]),
+    "4,354 reach {:.3f} %, 999 reach {:.3f} %.".format(*TABLE["mean"][["hard_4354", "tiny_999"]]),
 )
 def test_what_the_text_says_of_the_frontier():
     low = [row[2] for row in STEPS.values()]
