@@ -193,6 +193,12 @@ def test_the_frontier_is_what_no_smaller_network_equals():
     assert rows[1][6] == pytest.approx(10 / 1.528)
 
 
+def test_one_network_of_ones_own_is_not_compared_with_itself():
+    runs = [r for r in RUNS if r["name"] == "mixed_2922"]  # exercise 2
+    scope = execute("results", "price", **CODE | {"runs": runs, "dataset": "MNIST"})
+    assert [row[:2] for row in scope["rows"]] == [["mixed_2922", "step 6"]] * 2
+
+
 def test_records_keep_the_protocol_and_the_search_never_saw_the_test_images():
     for r in RUNS:
         images = 60_000 if "hard" in RECIPES[r["name"]] else 55_000
@@ -277,6 +283,7 @@ def test_what_the_text_says_of_the_runs():
     assert TABLE["min"][["mixed_4354", "hard_4354"]].min() >= 99.4
     names = {p.stem.split("-")[0] for p in (records.RESULTS / "smallest").glob("*.json")}
     assert len(names) == 12 and len(TABLE) - 1 == 10  # step 6 is another study
+    assert len(set(SPECS.values())) == 9  # "Nine networks": one has two recipes
 
 
 @claim(
