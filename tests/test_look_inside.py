@@ -284,10 +284,10 @@ def test_nobody():
     claim(BELIEVED, says)(lambda: None)()
 
 
-@claim(BELIEVED, "step 6's confidence and its accuracy differ by less than half a percentage point")
-@claim(BELIEVED, "claim more than they hold on both sets, and their *T* lies clearly above 1.")
+@claim(BELIEVED, "claim more than they hold on both sets: the interval of *T* lies above 1.")
 @claim(BELIEVED, "makes the error smaller on the test images, too. Of steps 4 and 5 luck explains")
-@claim(BELIEVED, "removes more than half of the mistakes")
+@claim(BELIEVED, "mended steps 1 to 3. It made step 6 worse on the test images")
+@claim(BELIEVED, "Eighteen dots are judged", "99 of 100 test digits")
 def test_calibration():
     table = rows("calibration")  # a row for each network
     draws, table = set(table["draws"]), table.groupby(["part", "step"]).mean(numeric_only=True)
@@ -301,41 +301,62 @@ def test_calibration():
     assert own["p"] < 0.05 < new["p"] and mended["p"] < 0.05 and t["T low"] > 1
     claim(
         BELIEVED,
-        f"error {new['ECE %']:.3f} % on test images, {own['ECE %']:.3f} % on validation images)",
+        f"calibration error is {new['ECE %']:.3f} % on test images and {own['ECE %']:.3f} % on",
+        f"step 2 on validation images and step 3 on test images (*p* = {val['p'].iloc[1]:.3f} and "
+        f"{test['p'].iloc[2]:.3f})",
         f"its ECE is {own['ECE %']:.3f} %, more than luck explains, and its *T* is {t['T']:.2f} "
         f"({t['T low']:.2f} to {t['T high']:.2f}). On the test images luck explains its "
         f"{new['ECE %']:.3f} %, and dividing by that *T* makes it worse, {mended['ECE %']:.3f} %",
     )(lambda: None)()
     assert (scaled["ECE %"] < test["ECE %"])[:3].all()
     refused = rows("refuse").set_index("refused (%)")["misread"]
-    assert refused[1] < refused[0] / 2
+    (record,) = records.load_records("steps", "06_lr_schedule")
+    wrong = 100 - record["history"]["val_accuracy"][-1]  # the ECE of one that is always sure
+    claim(
+        BELIEVED,
+        f"removes {refused[0] - refused[1]:.0f} of the {refused[0]:.0f} mistakes",
+        f"would have {100 - record['test_accuracy']:.2f} % and {wrong:.2f} %.",
+    )(lambda: None)()
+    assert rows("source").set_index("source")["above 90 %"]["test digits"] == pytest.approx(99, 0.5)
 
 
-@claim(BELIEVED, "people confuse as well, such as 4 and 9, 3 and 5, 2 and 7")
-@claim(BELIEVED, "In the hatched range all six are near the top")
-@claim(BELIEVED, "Step 4 (GAP) bears shifts far longer than steps 1 to 3")
-@claim(BELIEVED, "Steps 5 and 6 (augmentation) bear rotations far beyond the 12 degrees")
-@claim(BELIEVED, "the baseline stands it best, and steps 5 and 6 are among the worst")
+@claim(BELIEVED, "Right, 9 as 4 leads with 5; 34 mistakes", "Why, these curves do not tell")
+@claim(BELIEVED, "more than three times the 12", "the baseline stands it best", "are far behind")
+@claim(
+    BELIEVED, "shifts improve most with GAP, rotations with augmentation, and the baseline stands"
+)
 def test_damage():
-    pairs = Counter()
-    for row in rows("steps 1 to 5, added").itertuples():
-        pairs[frozenset((row.label, row.read))] += row[-1]
-    assert {frozenset(p) for p in ((4, 9), (3, 5), (2, 7))} <= {p for p, _ in pairs.most_common(4)}
+    pairs = rows("steps 1 to 5, added").iloc[:, 1:].astype(int).nlargest(6, "count").to_numpy()
+    first, *others = [f"{label} as {read} ({count})" for label, read, count in pairs[:5]]
+    first = first.replace(" as", " read as").replace(")", " times)")
+    says = f"{first}, {', '.join(others[:-1])} and {others[-1]}: pairs that"
+    claim(BELIEVED, says)(lambda: None)()
+    assert pairs[5][-1] < pairs[4][-1]
+    six = rows("step 6").set_index(["label", "read"])["count"]
+    assert six.sum() == 34 and six[9, 4] == 5 and six.nlargest(2).iloc[1] == 4
     table = rows("robustness").pivot_table("accuracy", ["damage", "level"], "step")
     at = dict(zip(table.index, table.to_numpy(), strict=True))
-    mild = (("rotation (degrees)", 10), ("shift (pixels)", 2), ("scale (factor)", 1))
-    assert min(at[key].min() for key in mild) > 94
     shift, turn = at["shift (pixels)", 4], at["rotation (degrees)", 40]
-    assert shift[3] > shift[:3].max() + 10 and turn[4:].min() > turn[:4].max() + 5
-    for level in (0.3, 0.4):
-        noise = at["noise (std)", level]
-        assert noise.argmax() == 0 and set(noise.argsort()[:3]) >= {4, 5}
-    says = (
-        f"Shifted by 4 pixels step 1 reads {shift[0]:.1f} % and step 6 {shift[5]:.1f} %; with noise"
-    )
-    claim(BELIEVED, f"{says} of std 0.4 it is {noise[0]:.1f} % and {noise[5]:.1f} %.")(
-        lambda: None
-    )()
+    noise, blur = at["noise (std)", 0.4], at["blur (std, pixels)", 1.5]
+    contrast = at["contrast (factor)", 0.2]
+    gains = np.diff(shift), np.diff(turn)
+    assert [gain.argmax() for gain in gains] == [2, 3] and 40 > 3 * 12
+    assert noise.argmax() == 0 and blur[1:4].max() < 50
+    assert list(contrast.argsort()[::-1][:2]) == [0, 5]
+    claim(
+        BELIEVED,
+        f"Shifted by 4 pixels step 1 reads {shift[0]:.1f} % and step 6 {shift[5]:.1f} %; with "
+        f"noise of std 0.4 it is {noise[0]:.1f} % and {noise[5]:.1f} %.",
+        f"steps 1 to 3 read {shift[:3].min():.0f} to {shift[:3].max():.0f} %, step 4 (GAP) "
+        f"{shift[3]:.0f} %, steps 5 and 6 {shift[4]:.0f} and {shift[5]:.0f} %.",
+        f"steps 1 to 4 read {turn[:4].min():.0f} to {turn[:4].max():.0f} %, steps 5 and 6 "
+        f"{turn[4]:.0f} and {turn[5]:.0f} %.",
+        f"with {noise[0]:.0f} %; step 2 reads {noise[1]:.0f} %, steps 4 to 6 only "
+        f"{noise[3:].min():.0f} to {noise[3:].max():.0f} %.",
+        f"steps 5 and 6 read {blur[4]:.0f} and {blur[5]:.0f} %, then comes step 1 with "
+        f"{blur[0]:.0f} %",
+        f"lead with {contrast[0]:.0f} and {contrast[5]:.0f} %.",
+    )(lambda: None)()
 
 
 @claim(BELIEVED, "costs every step several points", "wins a part of that back for most of them")
@@ -343,6 +364,7 @@ def test_damage():
     BELIEVED,
     "confidence falls along with its accuracy",
     "most letters are read with more than 90 %",
+    "would stop 9 of the 26 letters, and 1 % of the test digits",
 )
 @claim(OWN, "the same network reads more digits right after the preparation")
 def test_sources():
@@ -356,7 +378,7 @@ def test_sources():
     claim(
         BELIEVED,
         f"digits, prepared as MNIST's were, are read to {better[steps[-1]]:.1f} %.",
-        f"a digit, in {letters['above 90 %']:.0f} of 100 cases with more than 90 % confidence.",
+        f"for {26 * letters['above 90 %'] / 100:.0f} of 26 capitals with more than 90 % confidence",
     )(lambda: None)()
 
 
