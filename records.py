@@ -66,16 +66,16 @@ def make_run(
     Raises a ValueError if the history is empty.
     """
     require(bool(history.get("seconds")), "the history is empty: no epoch was completed")
-    (train, val), seconds = loaders, sum(history["seconds"])
+    train, val = loaders
     record = run | {"parameters": utils.count_parameters(model), "dataset": train.data.name}
     record |= {"smoke_test": utils.is_smoke_test(), "batch_size": train.batch_size}
-    record |= {"train_images": len(train.split), "val_images": len(val.split), "seconds": seconds}
+    record |= {"train_images": len(train.split), "val_images": len(val.split)}
+    record |= {"seconds": sum(history["seconds"])}
     record |= dict.fromkeys(("test_images", "test_accuracy", "test_correct", "test_errors"))
     if test is not None:
         wrong = (test.logits.argmax(dim=1) != test.labels).nonzero().flatten().tolist()
         record |= {"test_images": len(test.labels), "test_errors": wrong}
         record |= {"test_accuracy": test.accuracy, "test_correct": test.correct}
-    record["images_per_second"] = len(history["seconds"]) * len(train.split) / seconds
     return record | environment(next(model.parameters()).device) | {"history": history} | extra
 
 
