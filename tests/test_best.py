@@ -86,7 +86,7 @@ def test_mistakes_are_counted_over_runs(scope):
     runs = [{"test_errors": errors} for errors in ([1, 947], [947, 3], [947, 3, 5], [])]
     share = scope["tally"](runs)
     assert share.to_dict() == {947: 0.75, 3: 0.5, 1: 0.25, 5: 0.25}
-    assert list(scope["describe"](runs).values()) == [1.75, 4, 1, 0.75, 1]
+    assert list(scope["describe"](runs).values()) == [4, 1.75, 4, 1, 0.75, 1]
 
 
 def test_shifts_move_by_one_pixel_and_the_border_is_empty(scope):
@@ -166,9 +166,11 @@ CHANGE = (SHOWN["loss"]["shared 32"] / SHOWN["loss"]["step 6"] - 1) * 100
     "`shared 32` is in front.",
     "To pool later is not enough: `pooled later` is where step 6 is.",
     "the same kernels with 3 × 3 places, or with 11 × 11, have a higher loss than with 5 × 5",
-    f"{CHANGE[0]:.0f} % where it was picked, {CHANGE[1:].mean():.0f} % on average where it was not",
-    "The four differences together are {:.0f} % of the loss, with a 95 % interval from {:.0f} to "
-    "{:+.0f}. **It contains zero".format(*SHOWN["share"]),
+    f"{CHANGE[0]:.0f} % where it was picked, and "
+    "{:+.0f} % ({:+.0f} to {:+.0f}) where it was not".format(*SHOWN["shares"]["folds 1 to 3"]),
+    "All four together are {:+.0f} % ({:+.0f} to {:+.0f})".format(*SHOWN["shares"]["all four"]),
+    "**Both intervals contain zero",
+    "on folds 1 to 3, the last two with other seeds",
     "On fold 0 `shared 32` gains a fifth, on fold 1 it loses, on fold 3 nothing happens.",
 )
 def test_what_the_folds_say():
@@ -178,19 +180,28 @@ def test_what_the_folds_say():
     assert all(LOSS[name] > LOSS["shared 32"] for name in rivals)
     assert {averaged[name] for name in rivals} == {"32 x 3 x 3", "32 x 11 x 11"}
     assert averaged["shared 32"] == "32 x 5 x 5"
-    assert SHOWN["share"][1] < 0 < SHOWN["share"][2] and len(CHANGE) == 4
+    assert all(low < 0 < high for _, low, high in SHOWN["shares"].values()) and len(CHANGE) == 4
+    both = SHOWN["tried"][SHOWN["tried"]["name"].isin(["step 6", "shared 32"])]
+    seeds = both.groupby("fold")["seed"].agg(set).to_dict()
+    assert seeds == {0: {100}, 1: {100}, 2: {102}, 3: {103}}
+    mean_change = (CHANGE[1:] * SHOWN["loss"]["step 6"][1:]).sum() / SHOWN["loss"]["step 6"][
+        1:
+    ].sum()
+    assert SHOWN["shares"]["folds 1 to 3"][0] == pytest.approx(mean_change)
     assert -21 < CHANGE[0] < -19 and CHANGE[1] > 0 and abs(CHANGE[3]) < 1
 
 
 ONE = SHOWN["variants"]
+WORK = ("shared 32", "9 passes over all", "10 first passes, 9 hard ones", "13 passes over all")
 
 
 @claim(
     NAME,
     "its loss is {:.4f}.)".format(ONE["val_loss_scaled"]["label smoothing 0.03"]),
-    "ends at {:.4f} with {:.0f} mistakes".format(
-        *ONE.loc["9 passes over all", ["val_loss", "wrong"]]
-    ),
+    "work of nine ({:.4f} against {:.4f}) and behind at that of about thirteen ({:.4f} against "
+    "{:.4f})".format(*(ONE["val_loss"][name] for name in WORK)),
+    "(52, 53 and 54 against 55), by loss one",
+    "The best row leads by 0.00001.",
     f"In all {SHOWN['tried']['name'].nunique()} configurations were tried in "
     f"{len(SHOWN['tried'])} runs. The pair on fold 3 and the last row to be tried, "
     "19 passes over all, ended when the choice was already frozen.",
@@ -198,12 +209,12 @@ ONE = SHOWN["variants"]
 def test_what_the_recipes_say():
     read, loss = ONE["images read (thousand)"], ONE["val_loss"]
     assert abs(read["9 passes over all"] / read["shared 32"] - 1) < 0.02, "the same work"
-    assert 1.4 < read["13 passes over all"] / read["shared 32"] < 1.5, "half as much again"
+    assert abs(read[WORK[2]] / read[WORK[3]] - 1) < 0.04, "nearly the same work"
     assert SHOWN["tried"]["name"].iloc[-1] == "19 passes over all"
-    assert abs(loss["13 passes over all"] / loss["shared 32"] - 1) < 0.01
-    spread = SHOWN["found"]["std"]
-    others = loss.drop(["label smoothing 0.03", "shared 32"])
-    assert (others > loss["shared 32"] - spread).all(), "no row is better by more than noise"
+    wrong = ONE["wrong"].sort_values()
+    assert wrong.iloc[:4].tolist() == [52, 53, 54, 55] and wrong.index[3] == "shared 32"
+    ahead = loss["shared 32"] - loss
+    assert (ahead > 0).sum() == 1 and ahead.max() == pytest.approx(0.00001, abs=0.000005)
 
 
 GAIN = records.difference(ACCURACY, BEFORE)
