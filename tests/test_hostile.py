@@ -738,7 +738,7 @@ def language() -> dict:
 REFUSED = {  # what is said: lines
     "too large": ["8-9999999", "9999999-9999999", "8-" + "9" * 50, "9" * 4_000, "99999"],
     "no map": ["8-P-8-P-8-P-8-P-8", "8-8-P-" + "8-" * 9 + "8", "8" + "-8" * 30],
-    "cannot follow": ["0", "8-0", "8-12g5", "8-12g0", "8-9g2", "8-12g99999"],
+    "has no channels": ["0", "8-0"],
     "cannot stand": ["", "-", "8--8", "P", "8-P-P-P", "eight", "8;import os", "-8", "8.5"],
     "needs a block": ["=", "8-12-="],
 }
@@ -759,7 +759,7 @@ def test_a_line_that_makes_no_network_is_refused_before_it_is_built(language, li
     assert time.process_time() - start < 2
 
 
-BLOCKS = st.sampled_from(["4", "6p", "8k1", "6s", "8sp", "4g2", "8pg2", "="])
+BLOCKS = st.sampled_from(["4", "6p", "8k1", "6s", "8sp", "="])
 
 
 @given(st.lists(BLOCKS, min_size=1, max_size=7), st.integers(0, 6))

@@ -507,7 +507,8 @@ def test_a_model_card_is_what_the_records_say(name, tmp_path, monkeypatch):
 
 def test_a_network_that_the_page_does_not_know_is_refused():
     build = pytest.importorskip("build", reason="needs onnxruntime", exc_type=ImportError)
-    network = python_network("8-12g2")
+    network = python_network("8-12")
+    network[1].append(torch.nn.ChannelShuffle(2))
     with pytest.raises(ValueError, match="unknown block"):
         build.pack(network)
 
