@@ -197,7 +197,7 @@ WORK = ("shared 32", "9 passes over all", "10 first passes, 9 hard ones", "13 pa
 
 @claim(
     NAME,
-    "its loss is {:.4f}.)".format(ONE["val_loss_scaled"]["label smoothing 0.03"]),
+    "its loss is {:.4f}. Step 10".format(ONE["val_loss_scaled"]["label smoothing 0.03"]),
     "work of nine ({:.4f} against {:.4f}) and behind at that of about thirteen ({:.4f} against "
     "{:.4f})".format(*(ONE["val_loss"][name] for name in WORK)),
     "(52, 53 and 54 against 55), by loss one",
