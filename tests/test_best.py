@@ -278,8 +278,7 @@ RESULT = [
 def test_the_result_is_what_the_records_say():
     assert ROW["high"] < 99.66 and GAIN[1] < 0 < GAIN[2]
     assert all(low < 0 < high for _, low, high in OWN.values())
-    spec = {**SHOWN["RECIPE"], "spec": LINES[1]}
-    assert [r["hyperparameters"] for r in CONTROLS] == [spec] * 10
+    assert [r["hyperparameters"] for r in CONTROLS] == [SHOWN["CONTROL"]] * 10
     assert {r["train_images"] for r in CONTROLS} == {60_000}
     assert len(SIXES) == SIX["by more than half of the runs"] == 28
     seconds = [record["seconds"] for record in RUNS]
