@@ -332,17 +332,18 @@ def test_notebook_10_says_what_its_records_say(walk):
     )
     assert less[1] < 0 < less[2] and lesser[2] < 0 and beside[1] < 0 < beside[2]
     means = points["mean"]
-    assert means.loc["R2"].item() > half["mean"] and means.loc["R1"].item() < 99.4
+    assert means.loc["R2"].item() > half["mean"] and max(means.loc[["R1", "R5"]]) < 99.4
     timed = scope["pairs"]["pairs"]
     whole, paces = timed[scope["HALF"]], scope["seconds"]["seconds"].reindex(list(timed))
     slower = timed.median() / paces
     wrong = pd.DataFrame(records.load_records("speed", "third_comparison")[0]["rows"])
     wrong = wrong.fillna("").groupby(["blocks", "passes", "what"])["val_wrong"].mean().sort_values()
-    assert third["loss"].idxmax() in wrong.index[:10] and "smoothing" in third["loss"].idxmax()[2]
+    smooth = third["loss"].idxmax()
+    assert smooth in wrong.index[:10] and "smoothing" in smooth[2] and third["runs"].max() == 14
     short, stride = "16k5P 16 24 24 32", "16k5s2 16 16 32 32"
-    gone, third_try = (
+    superseded, third_try = (
         [
-            record["test_accuracy"]
+            record
             for path in sorted(
                 (records.RESULTS / "speed").glob(f"stride_b128_a25_{kind}_cpu-*.json")
             )
@@ -350,6 +351,8 @@ def test_notebook_10_says_what_its_records_say(walk):
         ]
         for kind in ("m5_k2", "r20_h16_k7")
     )
+    gone, third_try = ([r["test_accuracy"] for r in some] for some in (superseded, third_try))
+    later = [r["history"]["val_loss"][-1] for r in superseded]
     first = statistics.mean(run["history"]["val_accuracy"][0] for run in scope["walks"][PLAIN][5])
     lowest = third.sort_values("loss")[:2]
     assert all("Muon" in row[2] and "hard" in row[2] for row in lowest.index)
@@ -357,37 +360,43 @@ def test_notebook_10_says_what_its_records_say(walk):
     muon = "Muon 0.05, momentum 0.8, 3 iterations, rate 0.1"
     fixed = f"{muon}, first block fixed: whitening"
     says = [
-        f"**About {whole.median():.0f} seconds on one thread of a CPU ({whole.min():.0f} to "
-        f"{whole.max():.0f} in five whole runs), a little more than half of what three plain",
+        f"**About {whole.median():.1f} seconds on one thread of a CPU ({whole.min():.1f} to "
+        f"{whole.max():.1f} in five whole runs), {ratio.median():.2f} times as long as our best",
+        f"The mean keeps all five rules; four of the {half['n']} runs are below 99.4.",
         f"**{half['mean']:.3f} %** (last epoch; {half['n']} runs, two standard errors "
         f"{half['2 errors']:.3f}, std {half['std']:.3f}, min {half['min']:.2f}; "
         f"{half['runs ≥ 99.4']} runs at 99.4 or above)",
         f"30 recipes and then {len(third)} configurations were compared on validation images",
-        "Three epochs are enough with batches of 128. Larger batches take fewer steps",
+        "Three epochs are enough with batches of 128. The recipes with larger batches, which",
         f"ends {99.4 - points['mean'][BEST, 2]:.3f} below the line with two",
         f"After its first pass *stride* reads {first:.1f} % of the validation digits",
         f"three epochs of *short* have {loss(short, '3', 'dropout in each block'):.4f}, two have "
-        f"{loss(short, '2', 'dropout in each block'):.4f}. *stride* alone, with two epochs, is "
-        f"worse ({loss(stride, '2', ''):.4f})",
+        f"{loss(short, '2', 'dropout in each block'):.4f}. *stride* alone, with two epochs, has "
+        f"{loss(stride, '2', ''):.4f}: worse than three of *short*",
         f"Muon makes up for it ({loss(stride, '2', muon):.4f}), and so do four passes over 25 % of "
         "the images, mostly the hardest, without Muon "
         f"({loss(stride, '1 + 4 x 0.25', 'hard ones (70% of a pass)'):.4f}).",
         f"does not help ({loss('16k5P 16 16 32 32', '2', fixed):.4f}). Both together were frozen "
         f"({loss(stride, '1 + 3 x 0.3', f'{muon}, hard ones (70% of a pass)'):.4f})",
         "Label smoothing stands last",
-        "by misread digits it is among the best",
+        f"by misread digits ({wrong[smooth]:.1f} of 5,000 a run, not in the table) it is among",
+        f"the second comparison had {scope['means'][f'{BEST}_k2']:.4f} with the same four seeds",
+        f"has validation losses of {scope['means'][f'{BEST}_k2']:.4f} and "
+        f"{loss(short, '2', 'dropout in each block'):.4f}.",
+        f"two epochs with Muon had a loss of {loss(stride, '2', muon):.4f} with four seeds and "
+        f"{statistics.mean(later):.4f} with the next twelve.",
         f"took {slower.min():.2f} to {slower.max():.2f} times as long as this pace says",
         f"Two epochs with Muon ended at {statistics.mean(gone):.3f} % ({len(gone)} runs)",
         f"Six passes over 16 % were at {statistics.mean(third_try):.3f} % after nine runs",
         f"need {long.min():.0f} to {long.max():.0f} times as many seconds as the star. R2 ends "
-        "above it, R1 below the line.",
+        "above it, R1 and R5 below the line.",
         "Between the two nothing is shown: {:+.3f} ({:+.3f} to {:+.3f}) points.".format(*beside),
         f"takes {step6['seconds'] / half['seconds']:.0f} times as long and buys "
         f"{step6['mean'] - half['mean']:.3f} points with it",
         f"{best['mean']:.3f} with {best['runs ≥ 99.4']} runs at the line or above it, against "
         f"{other['mean']:.3f} with {other['runs ≥ 99.4']}. That",
         f"the recipe takes {ratio.median():.2f} times as long as three plain epochs in the median, "
-        f"and {ratio.min():.2f} to {ratio.max():.2f} times in a single round. On another machine, "
+        f"and {ratio.min():.2f} to {ratio.max():.2f} times in a single round: half is missed, by a little. On another machine, "
         f"an Intel Xeon of 2.5 GHz, it takes twice the seconds, {watch.median():.0f}, and "
         f"{older.median():.2f} times as long ({older.min():.2f} to {older.max():.2f}). Its mean is "
         "{:.3f} points lower (95 % interval {:+.3f} to {:+.3f})".format(-less[0], *less[1:]),
