@@ -396,8 +396,9 @@ def test_notebook_10_says_what_its_records_say(walk):
         f"{best['mean']:.3f} with {best['runs ≥ 99.4']} runs at the line or above it, against "
         f"{other['mean']:.3f} with {other['runs ≥ 99.4']}. That",
         f"the recipe takes {ratio.median():.2f} times as long as three plain epochs in the median, "
-        f"and {ratio.min():.2f} to {ratio.max():.2f} times in a single round: half is missed, by a little. On another machine, "
-        f"an Intel Xeon of 2.5 GHz, it takes twice the seconds, {watch.median():.0f}, and "
+        f"and {ratio.min():.2f} to {ratio.max():.2f} times in a single round: half is missed, by a "
+        f"little. On another machine, an Intel Xeon of 2.5 GHz, it takes twice the "
+        f"seconds, {watch.median():.0f}, and "
         f"{older.median():.2f} times as long ({older.min():.2f} to {older.max():.2f}). Its mean is "
         "{:.3f} points lower (95 % interval {:+.3f} to {:+.3f})".format(-less[0], *less[1:]),
         f"pass more, it is {plain.median():.2f} times ({plain.min():.2f} to {plain.max():.2f}), "
