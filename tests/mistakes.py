@@ -103,11 +103,11 @@ MISTAKES = [  # where, what, instead of what
     ("notebooks/09_smallest_network.ipynb", "weights * bits / 4", "weights * bits / 8"),
     ("notebooks/09_smallest_network.ipynb", "scope[\\\"data\\\"]  # all", "scope[\\\"parts\\\"](None) if hard else scope[\\\"data\\\"]  # all"),
     ("notebooks/09_smallest_network.ipynb", "recipe | {\\\"first\\\": recipe[\\\"epochs\\\"], \\\"hard\\\": 1}", "{\\\"first\\\": recipe[\\\"epochs\\\"], \\\"hard\\\": 1} | recipe"),
-    ("notebooks/09_smallest_network.ipynb", "mean is above 99.5 %", "mean is above 99.4 %, and so are"),
+    ("notebooks/09_smallest_network.ipynb", "mean is above 99.5 %", "mean is above 99.4 %, and 8 of 10 runs"),
     ("notebooks/10_time_to_994.ipynb", "argsort().cpu()", "argsort().flip(0).cpu()"),
     ("notebooks/10_time_to_994.ipynb", "[0] += 0", "[0] += spent"),
     ("notebooks/10_time_to_994.ipynb", "part, val, optimizer, passes)", "part, val, optimizer, passes, scheduler)"),
-    ("notebooks/10_time_to_994.ipynb", "About 19 seconds on one thread", "About 29 seconds on one thread"),
+    ("notebooks/10_time_to_994.ipynb", "About 19.5 seconds on one thread", "About 14.5 seconds on one thread"),
     ("notebooks/10_time_to_994.ipynb", "x = x / 1", "x = x / (x.norm() + 1e-7)"),
     ("notebooks/10_time_to_994.ipynb", "passes = left  #", "passes = left if left <= 7 else math.ceil(left / 2)  #"),
     ("tests/race.py", "looks = 0", "looks = math.ceil(left / 7) if left else 0"),
@@ -118,7 +118,10 @@ MISTAKES = [  # where, what, instead of what
     ("notebooks/12_best_under_20k.ipynb", "16-P-16-16-24-24-24\\\"}  #", "16-P-16p-16-24-24-24\\\"}  #"),
     ("notebooks/12_best_under_20k.ipynb", "own[0], own[1]", "own[0], own.mean(dim=0)"),
     ("parameters.py", "pass", "os.environ.setdefault(\"GOMP_SPINCOUNT\", SPINS)"),
-    ("notebooks/14_can_it_be_believed.ipynb", "removes 30 of the 34 mistakes", "removes 24 of the 34 mistakes"),
+    ("notebooks/14_can_it_be_believed.ipynb", "They read 99.619 %", "They read 99.599 %"),
+    ("notebooks/08_many_seeds.ipynb", "have a mean of 99.619 %", "have a mean of 99.599 %"),
+    ("notebooks/07_reference_networks.ipynb", "each of the fifteen counted once", "each of the five counted once"),
+    ("notebooks/14_can_it_be_believed.ipynb", "removes 30.1 of the 40.1 mistakes", "removes 28.1 of the 40.1 mistakes"),
 ]
 # fmt: on
 TESTS = {

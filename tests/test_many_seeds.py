@@ -145,6 +145,7 @@ def test_each_number_in_the_text_is_made_of_the_records(shown):
     counted, always = mean(len(w & doubtful) for w in wrong), set.intersection(*wrong)
     assert counted / mean(map(len, wrong)) > 0.2, "more than a fifth"
     gain = records.summary([b - end for b, end in zip(shown["best"], last, strict=True)])
+    again = [r["test_accuracy"] for r in records.load_records("weights", STEP)]
     first, trace = records.load_records("steps", STEP)[0]["test_accuracy"], traced.iloc[0]
     for sentence in (
         f"mean of {row['mean']:.3f} % (95 % interval {row['low']:.3f} to {row['high']:.3f}), a",
@@ -154,6 +155,12 @@ def test_each_number_in_the_text_is_made_of_the_records(shown):
         "*no batch norm* {:.3f} ({:.3f} to {:.3f}, p = {p:.3f})".format(*costs, p=table["p"][norm]),
         f"by {gain['mean']:.3f} points on average (95 % interval {gain['low']:.3f} to",
         f"run lies {max(last) - row['mean']:.3f} above the mean",
+        "have a mean of {mean:.3f} % (std {std:.3f}, {min:.2f} to {max:.2f}): ".format(
+            **records.summary(again)
+        )
+        + "{:+.3f} points from these (95 % interval {:+.3f} to {:+.3f}).".format(
+            *records.difference(again, last)
+        ),
         f"{len(always)} of them, {len(always & doubtful)} with a doubtful label, and many defeat "
         f"some: {len(set.union(*wrong))} in all",
         f"mistake, {counted:.1f} of {100 * (100 - row['mean']):.0f} digits",

@@ -126,7 +126,7 @@ def test_another_study_runs_what_has_no_record_and_publishes_no_picture(monkeypa
     monkeypatch.setattr(records, "run_study", lambda plan, *_, **__: asked.extend(plan) or [])
     monkeypatch.setattr(records, "save_figure", lambda *_: pytest.fail("a picture was published"))
     cells = ("outline", "diagram", "run", "published", "luck", "luck-plot", "ours", "ours-plot")
-    names = {"STUDY": "mine", "NETWORKS": ("R4",), "SEEDS": 2, "train": None}
+    names = {"STUDY": "mine", "NETWORKS": ("R4",), "SEEDS": 2, "OUR_SEEDS": 1, "train": None}
     run(*MODELS, *cells, data=SimpleNamespace(name="MNIST"), **names)
     assert asked == [("R4_as_published", 0), ("R4_as_published", 1), ("R4_our_recipe", 0)]
 
