@@ -148,7 +148,7 @@ def numbers() -> list[str]:
     gain = [[b - e for b, e in zip(*pair, strict=True)] for pair in zip(best, last, strict=True)]
     moved = records.summary(list(map(sub, own, means)))
     above, near = records.difference(six, own), records.difference(six, ours[1] + ours[2])
-    assert PARAMETERS["R2"] > PARAMETERS["R3"] > 0.9 * 19_066 > max(PARAMETERS["R4"], 0)
+    assert PARAMETERS["R2"] > PARAMETERS["R3"] > 0.9 * 19_066 > PARAMETERS["R4"]
     n, apart = len(best[4]), stats.f_oneway(*ours)
     top = mean(best[4]) + stats.t.ppf(0.975, n - 1) * stdev(best[4]) * (1 + 1 / n) ** 0.5
     gains = list(map(mean, gain))
