@@ -17,7 +17,7 @@ IDEAS = {  # step: (what is new, what the idea is for)
     ),
     "03_dropout": (
         "a little dropout after each block",
-        "the rules ask for it, and at this size it costs nothing that can be measured",
+        "the rules ask for it; it costs time ([step 11](11_cost_of_a_step.ipynb))",
     ),
     "04_gap_fc": (
         "global average pooling + a small linear layer",

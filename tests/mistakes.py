@@ -118,7 +118,7 @@ MISTAKES = [  # where, what, instead of what
     ("notebooks/12_best_under_20k.ipynb", "16-P-16-16-24-24-24\\\"}  #", "16-P-16p-16-24-24-24\\\"}  #"),
     ("notebooks/12_best_under_20k.ipynb", "own[0], own[1]", "own[0], own.mean(dim=0)"),
     ("parameters.py", "pass", "os.environ.setdefault(\"GOMP_SPINCOUNT\", SPINS)"),
-    ("notebooks/14_can_it_be_believed.ipynb", "They read 99.619 %", "They read 99.599 %"),
+    ("notebooks/14_can_it_be_believed.ipynb", "The thirty read 99.619 %", "The thirty read 99.599 %"),
     ("notebooks/08_many_seeds.ipynb", "have a mean of 99.619 %", "have a mean of 99.599 %"),
     ("notebooks/07_reference_networks.ipynb", "each of the fifteen counted once", "each of the five counted once"),
     ("notebooks/14_can_it_be_believed.ipynb", "removes 30.1 of the 40.1 mistakes", "removes 28.1 of the 40.1 mistakes"),

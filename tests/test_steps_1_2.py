@@ -94,12 +94,20 @@ def test_the_baseline():
         assert min(r["seconds"] * r["threads"] for r in seeds(step)) < 60 * minutes
 
 
-@claim(ONE, "most mistakes lie in the first half", "so it is on average over all")
+@claim(
+    ONE, "most mistakes lie in the first half", "so it is on average over all", "two pixels on each"
+)
 @claim(ONE, "0.02 was chosen against 0.05 on the validation images")
 def test_the_baselines_images_and_rate():
     for found in seeds(ONE) + seeds(ONE, "steps"):
         errors = found["test_errors"]
         assert sum(place < 5_000 for place in errors) > len(errors) / 2
+    ten, (shown_run,) = [run["test_accuracy"] for run in seeds(ONE)], seeds(ONE, "steps")
+    assert len(ten) == 10 and shown_run["test_accuracy"] == max(ten)
+    luck = f"{max(ten):.2f} % is the best of the ten runs behind the first lines of this page"
+    claim(ONE, f"{luck} ({min(ten):.2f} to {max(ten):.2f})")(lambda: None)()
+    layers = utils.layer_table(run(ONE, "model").model)["receptive field"].tolist()
+    assert layers[-2:] == [32, 32]
     rates = {part: row[-1] for part, row in shown(ONE, "parts").items()}
     assert rates["validation"] > 2 * rates["training, up to 10,000"]
     misread = 100 - mean(ONE, lambda run: run["history"]["val_accuracy"][-1])
@@ -127,11 +135,19 @@ def test_gradients_rates_and_modes():
     assert min(thousand, hundred) > evaluation - 0.1 and by_class < one < 90
 
 
-@claim(TWO, "better than step 1 after three", "so the gap between training and validation remains")
+@claim(TWO, "so the gap between training and validation remains")
 @claim(TWO, "falls to a third of step 1's")
 def test_batch_norm_learns_faster_and_overfits():
-    third = mean(ONE, lambda run: run["history"]["val_accuracy"][2])
-    assert mean(TWO, lambda run: run["history"]["val_accuracy"][0]) > third
+    third = [run["history"]["val_accuracy"][2] for run in seeds(ONE)]
+    first = [run["history"]["val_accuracy"][0] for run in seeds(TWO)]
+    gain, low, high = records.difference(first, third)
+    assert low > 0
+    claim(
+        TWO,
+        f"After one epoch step 2 reads {statistics.mean(first):.2f} % of the validation images, "
+        f"step 1 after three {statistics.mean(third):.2f} %: {gain:+.2f} points ({low:+.3f} to "
+        f"{high:+.2f}).",
+    )(lambda: None)()
     last = mean(TWO, lambda run: run["history"]["val_accuracy"][-1])
     assert mean(TWO, lambda run: run["clean_train_accuracy"]) - last > 0.5
     losses = [seeds(n, "steps")[0]["history"]["train_loss"][-1] for n in (ONE, TWO)]
