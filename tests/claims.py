@@ -25,15 +25,20 @@ def prose(name: str) -> str:
     return " ".join(" ".join(texts).split())
 
 
+def says(name: str, *sentences: str) -> None:
+    """Fail unless each sentence stands in ``name``, word for word."""
+    text = prose(name)
+    for sentence in sentences:
+        assert " ".join(sentence.split()) in text, f"{name} no longer says: {sentence}"
+
+
 def claim(name: str, *sentences: str) -> Callable[[Callable], Callable]:
     """The decorated test also fails unless each sentence stands in ``name``, word for word."""
 
     def decorate(test: Callable) -> Callable:
         @functools.wraps(test)
         def check(*args: object, **kwargs: object) -> None:
-            text = prose(name)
-            for sentence in sentences:
-                assert " ".join(sentence.split()) in text, f"{name} no longer says: {sentence}"
+            says(name, *sentences)
             test(*args, **kwargs)
 
         return check

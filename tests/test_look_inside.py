@@ -22,7 +22,7 @@ from torch import nn
 import manage
 import records
 import utils
-from claims import ROOT, claim
+from claims import ROOT, claim, says
 
 INSIDE, BELIEVED, OWN = "13_look_inside", "14_can_it_be_believed", "15_your_own_digit"
 SIX, LAST = "06_lr_schedule", "06 lr schedule"
@@ -269,13 +269,13 @@ def test_doubtful_labels():
     own = sorted((counts[i] for i in record["test_errors"]), reverse=True)
     often, shared = sum(n >= 27 for n in own), len(doubtful & set(record["test_errors"]))
     assert often == 8 and max(own[24:]) == 8, "eight in a row: the fourth row begins with 8"
-    claim(
+    says(
         INSIDE,
         f"Of the {len(own)} test digits that it misreads, {often} are misread by at least 27 of 30",
         f"other runs of the same recipe, and {shared} have a doubtful label.",
         f"{len(own)} mistakes, where the mean of thirty others is {counts.total() / 30:.1f}.",
         "the first eight are misread by at least 27 of the thirty runs",
-    )(lambda: None)()
+    )
 
 
 @claim(INSIDE, "half as much again as random weights have on average")
@@ -294,12 +294,12 @@ def test_edges(model):
     drawn = scope["shares"](random)[:, 1].view(-1, 16).mean(dim=1)
     low, high = (100 * drawn.quantile(q).item() for q in (0.025, 0.975))
     mean, least, most = (f(others[:, 1]) for f in (torch.mean, torch.min, torch.max))
-    claim(
+    says(
         INSIDE,
         f"Edges have {100 * edge:.0f} %",
         f"(22 %; sixteen random filters come out between {low:.0f} and {high:.0f} % in 95",
         f"the thirty others have {mean:.0f} % on average ({least:.0f} to {most:.0f})",
-    )(lambda: None)()
+    )
 
 
 @claim(INSIDE, "shift the digit by two pixels, and they move by one unit")
@@ -345,7 +345,7 @@ def test_thirty_networks_and_what_they_share():
     accuracy, before = ([run["test_accuracy"] for run in some] for some in (runs, published))
     gap, low, high = records.difference(accuracy, before)
     row = records.summary(accuracy)
-    claim(
+    says(
         BELIEVED,
         f"The thirty read {row['mean']:.3f} % of the test digits on average (std {row['std']:.3f}, "
         f"{row['min']:.2f} to {row['max']:.2f}), {gap:+.3f} points from the thirty of notebook 8 "
@@ -358,7 +358,7 @@ def test_thirty_networks_and_what_they_share():
         f"ten {ten['misread']:.1f} ({ten['fewest']:.0f} to {ten['most']:.0f}), and all thirty "
         f"{together['misread']:.0f}.",
         f"Together the thirty misread {together['misread']:.0f} digits, one alone {mean:.1f}",
-    )(lambda: None)()
+    )
 
 
 @claim(BELIEVED, "claim more than they hold, and on both sets: every dot is filled, and every")
@@ -393,7 +393,7 @@ def test_calibration():
     worse = (mended["ECE %"].to_numpy() > new["ECE %"].to_numpy()).sum()
     refused = rows("refuse").set_index("refused (%)")["misread"]
     lucky = [f"{part['luck mean %'].mean():.3f}" for part in (new, own)]
-    claim(
+    says(
         BELIEVED,
         f"calibration error of step 6 is {spread(new['ECE %'])} over thirty networks on test "
         f"images, where luck alone would give {lucky[0]} %, and {spread(own['ECE %'])} on "
@@ -409,7 +409,7 @@ def test_calibration():
         f"Dividing by it makes {worse} of the thirty worse on the test images "
         f"({spread(mended['ECE %'])})",
         f"removes {refused[0] - refused[1]:.1f} of the {refused[0]:.1f} mistakes",
-    )(lambda: None)()
+    )
     assert rows("source").set_index("source")["above 90 %"]["test digits"] == pytest.approx(99, 0.5)
 
 
@@ -446,7 +446,7 @@ def test_damage():
     assert noise.argmax() == 0 and blur[1:4].max() < 60 and sorted(blur)[-3:] == [*blur[[4, 0, 5]]]
     widths = np.array(high) - np.array(low)
     assert widths[:2].max() < 6 < 8 < widths[2:].max(axis=1).min()
-    claim(
+    says(
         BELIEVED,
         f"{first}, {', '.join(others[:-1])} and {others[-1]}: pairs that",
         f"Right, of the {total:,.0f} mistakes of thirty networks, {six[0].replace(')', ' times)')} "
@@ -465,7 +465,7 @@ def test_damage():
         f"one network of step 4 reads {high[3][3]:.0f} %, another {low[3][3]:.0f} %.",
         f"step 1 reads {contrast[0]:.0f} % {ends[4][0]}, step 6 {contrast[5]:.0f} % {ends[4][5]}, "
         f"the others {contrast[1:5].min():.0f} to {contrast[1:5].max():.0f} % on average.",
-    )(lambda: None)()
+    )
 
 
 @claim(
@@ -485,16 +485,16 @@ def test_sources():
     assert len(other["each"]) == 10 and gain[steps[5]] == pytest.approx(last["mean"])
     around = [f"({min(row['each']):.1f} to {max(row['each']):.1f}" for row in (other, better)]
     assert mnist["confidence"] > other["confidence"] + 3 and letters["above 90 %"] > 50
-    claim(
+    says(
         OWN,
         f"scikit-learn's {other['images']:,.0f} digits",
         f"reads {other[steps[-1]]:.1f} % as they are {around[0]}, ten networks) and "
         f"{better[steps[-1]]:.1f} % prepared as here {around[1]}; ",
         f"{last['mean']:+.1f} points with an interval from {last['low']:.1f} to "
         f"{last['high']:+.1f}",
-    )(lambda: None)()
+    )
     sure = 26 * letters["above 90 %"] / 100
-    claim(
+    says(
         BELIEVED,
         f"wins {flat.min():.0f} to {flat.max():.0f} of them back for steps 1 to 3 and changes "
         f"little for steps 4 to 6, which average over places ({pooled.min():+.1f} to "
@@ -504,7 +504,7 @@ def test_sources():
         f"for {sure:.0f} of 26 capitals on average with more than 90 % confidence",
         f"would stop {26 - sure:.0f} of the 26 letters, and {100 - mnist['above 90 %']:.0f} % of "
         "the test digits",
-    )(lambda: None)()
+    )
 
 
 @claim(OWN, "The longer side is 20, and the centre of mass lies on pixel (14, 14), to half a pixel")
@@ -521,7 +521,7 @@ def test_what_the_text_says_of_size_place_and_letters():
     half, far = table["scale (factor)", 0.5], table["shift (pixels)", 8]
     letters = rows("source").set_index("source").loc["capital letters", "above 90 %"]
     doubt = json.loads(re.search(r'"doubt": ({.*}),', (ROOT / "site/data.js").read_text())[1])
-    claim(
+    says(
         OWN,
         f"at half their size are read to {half.mean():.0f} % ({half.min():.0f} to {half.max():.0f}"
         f", ten networks of step 6), shifted by 8 pixels to {far.mean():.0f} % ({far.min():.0f} to "
@@ -532,4 +532,4 @@ def test_what_the_text_says_of_size_place_and_letters():
         f"it doubts {doubt['doubted']['test']:.1f} % of the test digits, and believes "
         f"{doubt['believed']['letters']:.0f} % of {doubt['counts']['letters']} letters and "
         f"{doubt['believed']['scribbles']:.0f} % of {doubt['counts']['scribbles']} scribbles.",
-    )(lambda: None)()
+    )

@@ -18,7 +18,7 @@ from torch import nn
 import manage
 import records
 import utils
-from claims import claim, run_cells
+from claims import run_cells, says
 
 TIME, COST = "10_time_to_994", "11_cost_of_a_step"
 BEST, OTHER = "short_b128_a25_r20", "short_b128_a50"
@@ -359,7 +359,7 @@ def test_notebook_10_says_what_its_records_say(walk):
     assert lowest["runs"].tolist() == [2, 4]
     muon = "Muon 0.05, momentum 0.8, 3 iterations, rate 0.1"
     fixed = f"{muon}, first block fixed: whitening"
-    says = [
+    sentences = [
         f"**About {whole.median():.1f} seconds on one thread of a CPU ({whole.min():.1f} to "
         f"{whole.max():.1f} in five whole runs), {ratio.median():.2f} times as long as our best",
         f"The mean keeps all five rules; four of the {half['n']} runs are below 99.4.",
@@ -419,7 +419,7 @@ def test_notebook_10_says_what_its_records_say(walk):
         "long in three runs, and in the fourth",
         f"*t* asks for {stats.t.ppf(0.975, 3):.1f} errors",
     ]
-    claim(TIME, *says)(lambda: None)()
+    says(TIME, *sentences)
 
 
 def test_notebook_11_says_what_its_records_say(cost):
@@ -462,7 +462,7 @@ def test_notebook_11_says_what_its_records_say(cost):
     busy = busy.pivot_table("ms a step", "name", "beside", "median")
     alone, beside, second = (busy[k] for k in ("nothing", "one busy process", "a second run"))
     assert beside["limited"] <= 2.5 * alone["limited"] and limit.median() <= 1.05
-    says = [
+    sentences = [
         f"Beside one busy process a step on two threads took {beside['as it comes']:.0f} ms "
         f"{ends['as it comes']} instead of {alone['as it comes']:.0f}.",
         f"it takes {beside['limited']:.0f} ms {ends['limited']}, and alone "
@@ -497,4 +497,4 @@ def test_notebook_11_says_what_its_records_say(cost):
         "a thirteenth of the arithmetic and takes four fifths of the time",
         "about twice as many, whatever the number of workers",
     ]
-    claim(COST, *says)(lambda: None)()
+    says(COST, *sentences)

@@ -12,7 +12,7 @@ from torch import nn
 import manage
 import records
 import utils
-from claims import claim, run, seeds, shown
+from claims import claim, run, says, seeds, shown
 
 ONE, TWO = "01_baseline", "02_batch_norm"
 NAMES = ("default weights", "He's weights", "batch norm")
@@ -105,7 +105,7 @@ def test_the_baselines_images_and_rate():
     ten, (shown_run,) = [run["test_accuracy"] for run in seeds(ONE)], seeds(ONE, "steps")
     assert len(ten) == 10 and shown_run["test_accuracy"] == max(ten)
     luck = f"{max(ten):.2f} % is the best of the ten runs behind the first lines of this page"
-    claim(ONE, f"{luck} ({min(ten):.2f} to {max(ten):.2f})")(lambda: None)()
+    says(ONE, f"{luck} ({min(ten):.2f} to {max(ten):.2f})")
     layers = utils.layer_table(run(ONE, "model").model)["receptive field"].tolist()
     assert layers[-2:] == [32, 32]
     rates = {part: row[-1] for part, row in shown(ONE, "parts").items()}
@@ -142,12 +142,12 @@ def test_batch_norm_learns_faster_and_overfits():
     first = [run["history"]["val_accuracy"][0] for run in seeds(TWO)]
     gain, low, high = records.difference(first, third)
     assert low > 0
-    claim(
+    says(
         TWO,
         f"After one epoch step 2 reads {statistics.mean(first):.2f} % of the validation images, "
         f"step 1 after three {statistics.mean(third):.2f} %: {gain:+.2f} points ({low:+.3f} to "
         f"{high:+.2f}).",
-    )(lambda: None)()
+    )
     last = mean(TWO, lambda run: run["history"]["val_accuracy"][-1])
     assert mean(TWO, lambda run: run["clean_train_accuracy"]) - last > 0.5
     losses = [seeds(n, "steps")[0]["history"]["train_loss"][-1] for n in (ONE, TWO)]

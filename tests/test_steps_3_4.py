@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import manage
 import records
 import utils
-from claims import claim, run, seeds, shown
+from claims import claim, run, says, seeds, shown
 
 THREE, FOUR = "03_dropout", "04_gap_fc"
 
@@ -88,7 +88,7 @@ def test_the_sweep_says_what_the_text_says():
     assert all(row[0] < 0 for row in narrower.values())
     assert [p for p, row in narrower.items() if row[2] < 0] == [0.25]
     accuracy = records.difference(*([100 - n / 100 for n in wrong[p]] for p in (0.01, 0)))
-    claim(
+    says(
         THREE,
         f"three runs misread {-more[0.1][0]:.0f} fewer on average than the ten without "
         f"({-more[0.1][2]:.0f} to {-more[0.1][1]:.0f} fewer)",
@@ -96,7 +96,7 @@ def test_the_sweep_says_what_the_text_says():
         f"(error {error[0]:+.2f} points, {error[1]:+.2f} to {error[2]:+.2f})",
         f"between {-more[0.01][1]:.0f} digit fewer and {more[0.01][2]:.0f} more misread of 10,000",
         "no effect on the test accuracy: {:+.2f} points ({:+.2f} to {:+.2f})".format(*accuracy),
-    )(lambda: None)()
+    )
 
 
 @pytest.mark.parametrize(("after", "steps"), [(THREE, "2 and 3"), (FOUR, "3 and 4")])
@@ -107,10 +107,10 @@ def test_the_validation_images_show_no_difference(after, steps):
         ends = [[r["history"]["val_accuracy"][-epochs:] for r in seeds(n)] for n in (after, before)]
         rows += records.difference(*([sum(end) / epochs for end in found] for found in ends))
     assert rows[1] < 0 < rows[2] and rows[4] < 0 < rows[5]
-    says = f"By neither measure do steps {steps} differ on the validation images: "
-    says += "{:+.2f} points ({:+.2f} to {:+.2f}) at the last epoch, ".format(*rows[:3])
-    says += "{:+.2f} ({:+.2f} to {:+.2f}) over the last five.".format(*rows[3:])
-    claim(after, says)(lambda: None)()
+    line = f"By neither measure do steps {steps} differ on the validation images: "
+    line += "{:+.2f} points ({:+.2f} to {:+.2f}) at the last epoch, ".format(*rows[:3])
+    line += "{:+.2f} ({:+.2f} to {:+.2f}) over the last five.".format(*rows[3:])
+    says(after, line)
 
 
 @claim(THREE, "so the network still has 24,826.")

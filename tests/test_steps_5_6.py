@@ -18,7 +18,7 @@ from torch import nn
 import manage
 import records
 import utils
-from claims import claim, run, seeds, shown
+from claims import claim, run, says, seeds, shown
 
 FOUR, FIVE, SIX = "04_gap_fc", "05_augmentation", "06_lr_schedule"
 
@@ -94,10 +94,10 @@ def test_what_step_5_says_of_its_runs_holds():
     train = records.difference(
         *([r["clean_train_accuracy"] for r in seeds(n)] for n in (FOUR, FIVE))
     )
-    says = "which rises by {:.2f} points ({:.2f} to {:.2f})".format(*train)
+    line = "which rises by {:.2f} points ({:.2f} to {:.2f})".format(*train)
     fell = f"falls by {last[0]:.2f}, and that interval contains zero "
     fell += f"({-last[2]:.2f} to {-last[1]:+.2f})"
-    claim(FIVE, says, fell)(lambda: None)()
+    says(FIVE, line, fell)
     history = single[FIVE]["history"]
     pairs = zip(history["train_loss"], history["val_loss"], strict=True)
     assert sum(train > val for train, val in pairs) > 10
@@ -178,11 +178,11 @@ def test_what_step_6_says_of_the_plans_and_the_steps_holds():
     }
     behind, low, high = (-v for v in records.difference(ends["constant"], ends[FIVE]))
     drop = [v / 100 for v in records.difference(wrong["step_drop"], wrong[SIX])]
-    claim(
+    says(
         SIX,
         f"it is {behind:.2f} points behind a constant 0.02 ({high:.2f} to {low:.2f})",
         "it ends {:.2f} points behind one-cycle ({:.2f} to {:.2f})".format(*drop),
-    )(lambda: None)()
+    )
     where = [{(r["device"], r["versions"]["torch"]) for r in found[k]} for k in ("constant", SIX)]
     assert len(where[0] | where[1]) == 2 and where[0].isdisjoint(where[1])
     assert max(wrong["step_drop"] + wrong["cosine"] + wrong[SIX]) < mean[FIVE]
