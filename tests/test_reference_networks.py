@@ -159,6 +159,7 @@ def numbers() -> list[str]:
     assert 0.04 < mean(gains) < 0.06
     reached = [sum(value >= 99.4 for value in found) for found in (*best, last[0], last[4])]
     assert reached == [3, 4, 4, 4, 0, 1, 0] and max(best[4]) < 99.43
+    assert top == pytest.approx(99.43, abs=0.005), "the very end"
     assert max(gain[2]) == pytest.approx(0.17) and min(gain[2]) == 0 == min(map(min, gain))
     moves = list(map(sub, own, means))
     return [
