@@ -18,7 +18,7 @@ import parameters
 import records
 
 NAME, SEED, STUDY = "mixed_2922", 0, "networks"
-CELLS = ("parameters", "data", "convolution", "network", "count", "specs", "networks")
+CELLS = ("parameters", "data", "convolution", "network", "specs", "networks")
 CELLS += ("recipes", "rounded", "train")
 
 

@@ -230,7 +230,7 @@ TRAINED = 60_000 * (6 + 11 * 0.28) / (55_000 * 19)  # images, against those of s
 WORK_DONE = TRAINED + 2 * 60_000 / 3 / (55_000 * 19)  # sorting: forward only, a third of a step
 CONTROL = [r["test_accuracy"] for r in CONTROLS]
 LINES = ("16-16-16-P-32p-32-=-=", "16-P-16p-16-24-24-24")
-MACS = [SHOWN["nine"]["count"](line)["MACs"] for line in LINES]
+MACS = [utils.layer_table(SHOWN["nine"]["network"](line))["MACs"].sum() for line in LINES]
 OWN = {
     "recipe": records.difference(CONTROL, BEFORE),
     "network": records.difference(ACCURACY, CONTROL),

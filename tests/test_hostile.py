@@ -22,8 +22,6 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from test_manage import put
 from test_mnist import FILES, NAMES, PACKED, layout, sha256
@@ -730,26 +728,25 @@ def language() -> dict:
     source = {key: cell["source"] for key, cell in manage.code_cells("09_smallest_network").items()}
     scope = {"parameters": parameters}
     exec(source["data"].split("parameters.check")[0], scope)
-    for key in ("parameters", "convolution", "network", "count", "specs", "networks"):
+    for key in ("parameters", "convolution", "network", "specs", "networks"):
         exec(source[key], scope)
     return scope
 
 
 REFUSED = {  # what is said: lines
-    "too large": ["8-9999999", "9999999-9999999", "8-" + "9" * 50, "9" * 4_000, "99999"],
-    "no map": ["8-P-8-P-8-P-8-P-8", "8-8-P-" + "8-" * 9 + "8", "8" + "-8" * 30],
-    "has no channels": ["0", "8-0"],
+    "256 channels": ["8-9999999", "8-" + "9" * 50, "9" * 5_000, "64-257s", "0", "8-0"],
+    "too large": ["-".join(["1k1"] * 100_000), "1p" + "-1p" * 60],
+    "does not fit": ["8-P-8-P-8-P-8-P-8", "8-8-P-" + "8-" * 9 + "8", "8" + "-8" * 30],
     "cannot stand": ["", "-", "8--8", "P", "8-P-P-P", "eight", "8;import os", "-8", "8.5"],
     "needs a block": ["=", "8-12-="],
 }
-REFUSED["too large"] += ["-".join(["1k1"] * 100_000), "1p" + "-1p" * 50, "512p-512p", "64-9999s"]
 REFUSED["cannot stand"] += ["1e9", "8k3", "8\n8"]
 LINES = {line: sentence for sentence, lines in REFUSED.items() for line in lines}
 LINES["٨-٨"] = None
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line[:20] or "empty")
-def test_a_line_that_makes_no_network_is_refused_before_it_is_built(language, line):
+def test_a_line_that_makes_no_network_is_refused_at_once(language, line):
     start = time.process_time()
     if LINES[line] is None:  # Arabic digits are digits
         assert language["describe"](line)["parameters"] == language["describe"]("8-8")["parameters"]
@@ -757,23 +754,6 @@ def test_a_line_that_makes_no_network_is_refused_before_it_is_built(language, li
     with pytest.raises(ValueError, match=LINES[line]):
         language["describe"](line)
     assert time.process_time() - start < 2
-
-
-BLOCKS = st.sampled_from(["4", "6p", "8k1", "6s", "8sp", "="])
-
-
-@given(st.lists(BLOCKS, min_size=1, max_size=7), st.integers(0, 6))
-@settings(max_examples=40, deadline=None)
-def test_what_is_counted_in_the_text_is_what_is_built(language, blocks, pool):
-    line = "-".join(["8", *blocks[:pool], *["P"] * (0 < pool < len(blocks)), *blocks[pool:]])
-    try:
-        found = language["describe"](line)
-    except ValueError as error:
-        assert re.search("needs a block|cannot (stand|follow)|no map is left", str(error))
-        return
-    table = utils.layer_table(language["network"](line))
-    assert found["MACs"] == table["MACs"].sum()
-    assert found["parameters"] == utils.count_parameters(language["network"](line))
 
 
 # --- Every remedy ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def execute(*ids: str, **scope: object) -> dict:
     return scope
 
 
-CODE = execute("parameters", "convolution", "network", "count", "specs", "networks", "recipes")
+CODE = execute("parameters", "convolution", "network", "specs", "networks", "recipes")
 CODE = execute("rounded", "train", "published", **CODE)
 SPECS, RECIPES, network = (CODE[key] for key in ("SPECS", "RECIPES", "network"))
 RUNS = records.load_records("smallest")
@@ -207,11 +207,13 @@ def test_records_keep_the_protocol_and_the_search_never_saw_the_test_images():
     for row in SECOND["rows"]:
         assert not [key for key in row if "test" in key] and row["fold"] in range(5)
         if not set(row["spec"]) & set("+D"):  # two ideas that the language does not have
-            assert row["parameters"] == CODE["count"](row["spec"])["parameters"]
+            assert row["parameters"] == utils.count_parameters(network(row["spec"]))
 
 
 # What the text says: sentences made from the tables that the notebook shows, and what they claim
-SHOWN = execute("results", "unlearned", "size", **CODE | {"runs": RUNS, "dataset": "MNIST"})
+SHOWN = execute(
+    "results", "parts", "unlearned", "size", **CODE | {"runs": RUNS, "dataset": "MNIST"}
+)
 STEPS = {tuple(row[:2]): row[2:] for row in execute("price", **SHOWN)["rows"]}
 TABLE = SHOWN["table"].rename(columns={"parameters": "p"})
 ERROR, SMALL = SHOWN["errors"], SHOWN["small"]
@@ -293,10 +295,10 @@ def beyond(name: str) -> float:
     return mean(r["clean_train_accuracy"] - r["history"]["val_accuracy"][-1] for r in runs)
 
 
-def of_twelve(name: str) -> tuple[float, float]:
-    """The interval of a mean that holds for twelve of them at once (Bonferroni)."""
+def of_all(name: str) -> tuple[float, float]:
+    """The interval of a mean that holds for fourteen of them at once (Bonferroni)."""
     row = TABLE.loc[name]
-    return stats.t.interval(1 - 0.05 / 12, row["n"] - 1, row["mean"], row["std"] / row["n"] ** 0.5)
+    return stats.t.interval(1 - 0.05 / 14, row["n"] - 1, row["mean"], row["std"] / row["n"] ** 0.5)
 
 
 @claim(
@@ -310,11 +312,11 @@ def of_twelve(name: str) -> tuple[float, float]:
         *GAIN
     ),
     "and the runs lie between {min:.2f} and {max:.2f}.".format(**TABLE.loc["tiny_999"]),
-    "Twelve recipes in all were measured on the test images: the ten above, and two that",
+    "Fourteen recipes in all were measured on the test images: the twelve above, and two that",
     "For 2,922 parameters it reaches from {:.3f} to {:.3f}: it contains".format(
-        *of_twelve("mixed_2922")
+        *of_all("mixed_2922")
     ),
-    "For `hard_4354` it reaches from {:.3f} to {:.3f}: it stays".format(*of_twelve("hard_4354")),
+    "For `hard_4354` it reaches from {:.3f} to {:.3f}: it stays".format(*of_all("hard_4354")),
     "falls from {:.2f} % to {:.2f} %".format(*ERROR["training"][["tiny_999", "mixed_7690"]]),
     f"The distance to the test images grows from {GAPS.min():+.2f} to {GAPS.max():+.2f} points.",
     f"read {mean(VAL):.3f} % of the 5,000 validation digits, which are harder: step 6 reads "
@@ -331,11 +333,11 @@ def test_what_the_text_says_of_the_runs():
     assert TABLE.query("n >= 10 and mean >= 99.4")["p"].min() == 2_922 < 19_066 / 6
     assert TABLE.loc["mixed_1594", "p"] * 11 < 19_066 < TABLE.loc["mixed_1594", "p"] * 13
     assert GAIN[1] < 0 < GAIN[0]  # "do not show an effect"
-    assert 99.395 < of_twelve("mixed_2922")[0] < 99.4 < of_twelve("hard_4354")[0]
+    assert 99.395 < of_all("mixed_2922")[0] < 99.4 < of_all("hard_4354")[0]
     assert TABLE["min"][["mixed_4354", "hard_4354"]].min() >= 99.4
     names = {p.stem.split("-")[0] for p in (records.RESULTS / "smallest").glob("*.json")}
-    assert len(names) == 12 and len(TABLE) - 1 == 10  # step 6 is another study
-    assert len(set(SPECS.values())) == 9  # "Nine networks": one has two recipes
+    assert len(names) == 14 and len(TABLE) - 1 == 12  # step 6 is another study
+    assert len(set(SPECS.values())) == 10  # "Ten networks": two have two recipes
 
 
 @claim(
@@ -374,8 +376,47 @@ def test_what_the_text_says_of_the_searches():
     every = losses(SPECS["mixed_2194"])  # "the noise": all recipes of that network
     assert all(min(every) < loss[0] < max(every) for loss in (*alone, deep))  # "not told apart"
     assert sums[0] > max(every) and TRIED["32"] < 0.02
-    work = [CODE["count"](line)["MACs"] for line in ("30-30s-=-P-=-=-=", SPECS["mixed_2194"])]
+    work = [CODE["describe"](line)["MACs"] for line in ("30-30s-=-P-=-=-=", SPECS["mixed_2194"])]
     assert 1.9 < work[0] / work[1] < 2.1
+
+
+LACKS = {name: gain_of(name, "mixed_2922", 0.95) for name in ("unshared_2970", "step6_2922")}
+BOTH = {name: gain_of(name, "mixed_2922", 0.975) for name in LACKS}
+
+
+@claim(
+    "09_smallest_network",
+    "Sharing is worth {:+.3f} points ({:.3f} to {:.3f}), the small recipe {:+.3f} ({:.3f} to "
+    "{:.3f}): about a twentieth of a point each.".format(
+        *(
+            number
+            for name, ends in LACKS.items()
+            for number in (
+                TABLE["mean"]["mixed_2922"] - TABLE["mean"][name],
+                *(end / 100 for end in ends),
+            )
+        )
+    ),
+    "they reach down to {:.3f} and {:.3f}.".format(*(low / 100 for low, _ in BOTH.values())),
+)
+def test_what_the_text_says_of_the_two_ideas():
+    assert TABLE["mean"][list(LACKS)].max() < 99.4 < TABLE["mean"]["mixed_2922"]
+    assert all(low > 0 for low, _ in LACKS.values()) and all(low < 0 for low, _ in BOTH.values())
+    rows = execute("parts", **SHOWN)["rows"]
+    for part, name in {"sharing": "unshared_2970", "the small recipe": "step6_2922"}.items():
+        assert rows[part][0] == name and rows[part][4:] == pytest.approx(
+            [e / 100 for e in LACKS[name]]
+        )
+    one, other = (CODE["describe"](SPECS[name]) for name in ("mixed_2922", "unshared_2970"))
+    assert other["parameters"] - one["parameters"] == 48
+    assert round(one["MACs"] / other["MACs"], 1) == 1.2
+    assert RECIPES["step6_2922"] == RECIPES["mixed_2922"] | CODE["LARGE"]
+    versions = {
+        name: {(r["device"], r["versions"]["torch"][:6]) for r in RUNS if r["name"] == name}
+        for name in ("mixed_2922", *LACKS)
+    }
+    assert versions.pop("mixed_2922") == {("cpu: AMD EPYC", "2.15.0")}
+    assert all(found == {("cpu: AMD EPYC", "2.14.1")} for found in versions.values())
 
 
 @claim(
@@ -420,7 +461,8 @@ def test_what_the_text_says_of_the_frontier():
     together = {pair: gain_of(*pair, 1 - 0.05 / 8)[0] for pair in STEPS}
     single = {pair for pair in STEPS if STEPS[pair][2] > 0 > together[pair]}
     assert single == {("mixed_1594", "mixed_2194"), ("mixed_2194", "mixed_2922")}
-    rivals = TABLE.query("not frontier").index.drop("plain_3702")
+    apart = ["plain_3702", *SHOWN["PARTS"].values()]
+    rivals = TABLE.query("not frontier").index.drop(apart)
     for name in rivals:  # "Only plain_3702 is told apart"
         smaller = TABLE.query("frontier and p <= @TABLE.p[@name]").index[-1]
         gain = records.difference(SHOWN["accuracy"][smaller], SHOWN["accuracy"][name])
