@@ -224,7 +224,7 @@ def answers() -> dict[str, str]:
     (step_6,) = records.load_records("steps", manage.STEPS[-1])
     doubtful = len(set(step_6["test_errors"]) & set(records.LABEL_ERRORS))
     found["13_look_inside"] = (
-        "edges and detail, then strokes, then large shapes and roughly where; of "
+        "edges and finer detail first, to the end roughly where; of "
         f"{len(step_6['test_errors'])} digits that it misreads {doubtful} have a doubtful label"
     )
     found["14_can_it_be_believed"] = (

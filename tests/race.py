@@ -52,7 +52,7 @@ def load_builders(scope: dict) -> tuple[dict, dict]:
         "augment",
     ):
         exec(manage.code_cells("07_reference_networks")[key]["source"], seven)
-    nine = {"nn": scope["nn"], "re": scope["re"]}
+    nine = {"nn": scope["nn"], "re": scope["re"], "utils": utils}
     for key in ("convolution", "network", "specs"):
         exec(manage.code_cells("09_smallest_network")[key]["source"], nine)
     exec(step_6["model"], six := {"nn": scope["nn"], "DROPOUT": 0.01})

@@ -366,7 +366,7 @@ def test_thirty_networks_and_what_they_share():
 @claim(
     BELIEVED, "luck explains all six networks on the validation images and four of six on the test"
 )
-@claim(BELIEVED, "mended steps 1 to 3. It made 23 of", "99 of 100 test digits")
+@claim(BELIEVED, "mended steps 1 to 3. For step 6 it", "99 of 100 test digits")
 def test_calibration():
     table = rows("calibration")  # a row for each network
     assert set(table["draws"]) == {20_000} and len(table) == 3 * (15 + 30)
@@ -407,17 +407,15 @@ def test_calibration():
         f"*T* is {new['T'].mean():.2f} on average ({new['T'].min():.2f} to {new['T'].max():.2f}), "
         f"and its interval lies above 1 for {(new['T low'] > 1).sum()} of the thirty.",
         f"Dividing by it makes {worse} of the thirty worse on the test images "
-        f"({spread(mended['ECE %'])})",
+        f"({spread(mended['ECE %'])}; luck still explains {(mended['p'] >= 0.05).sum()} of the",
         f"removes {refused[0] - refused[1]:.1f} of the {refused[0]:.1f} mistakes",
     )
     assert rows("source").set_index("source")["above 90 %"]["test digits"] == pytest.approx(99, 0.5)
 
 
 @claim(BELIEVED, "Why, these curves do not tell", "are far behind")
-@claim(BELIEVED, "more than three times the 12", "the baseline stands it best")
-@claim(
-    BELIEVED, "shifts improve most with GAP, rotations with augmentation, and the baseline stands"
-)
+@claim(BELIEVED, "more than three times the 12", "(among the three no order is shown)")
+@claim(BELIEVED, "shifts improve most with GAP, rotations with augmentation, and steps 1 to 3")
 def test_damage():
     def largest(title: str, some: int) -> list[str]:
         pairs = rows(title).set_index(["label", "read"])["count"].nlargest(some)
@@ -443,7 +441,11 @@ def test_damage():
         for pair in zip(low, high, strict=True)
     ]
     assert np.diff(shift).argmax() == 2 and np.diff(turn).argmax() == 3 and 40 > 3 * 12
-    assert noise.argmax() == 0 and blur[1:4].max() < 60 and sorted(blur)[-3:] == [*blur[[4, 0, 5]]]
+    assert (
+        noise[:3].min() > 1.5 * noise[3:].max()
+        and blur[1:4].max() < 60
+        and sorted(blur)[-3:] == [*blur[[4, 0, 5]]]
+    )
     widths = np.array(high) - np.array(low)
     assert widths[:2].max() < 6 < 8 < widths[2:].max(axis=1).min()
     says(
@@ -457,7 +459,7 @@ def test_damage():
         f"(GAP) {shift[3]:.0f} % {ends[0][3]}, step 5 {shift[4]:.0f} %, step 6 {shift[5]:.0f} %.",
         f"steps 1 to 4 read {turn[:4].min():.0f} to {turn[:4].max():.0f} % on average, step 5 "
         f"{turn[4]:.0f} % {ends[1][4]}, step 6 {turn[5]:.0f} % {ends[1][5]}",
-        f"with {noise[0]:.0f} % {ends[2][0]}; step 2 reads {noise[1]:.0f} %, step 3 "
+        f"step 1 reads {noise[0]:.0f} % {ends[2][0]}, step 2 {noise[1]:.0f} %, step 3 "
         f"{noise[2]:.0f} % {ends[2][2]}, step 4 {noise[3]:.0f} %, step 5 {noise[4]:.0f} %, "
         f"step 6 {noise[5]:.0f} % {ends[2][5]}",
         f"step 6 reads {blur[5]:.0f} % {ends[3][5]}, step 1 {blur[0]:.0f} % {ends[3][0]}, step 5 "

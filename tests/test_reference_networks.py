@@ -163,6 +163,11 @@ def numbers() -> list[str]:
     assert top < 99.42, "more than another such run may be expected to reach"
     assert max(gain[2]) == pytest.approx(0.17) and min(gain[2]) == 0 == min(map(min, gain))
     moves = list(map(sub, own, means))
+    alone = [records.difference(*pair) for pair in zip(ours, last, strict=True)]
+    p = [stats.ttest_ind(*pair, equal_var=False).pvalue for pair in zip(ours, last, strict=True)]
+    assert max(p[0], p[4]) < 0.05 / 5 < min(p[1], p[2]) < max(p[1], p[2]) < 0.05 < p[3]
+    ranks = [records.difference(gain[0], gain[k]) for k in (2, 4)]
+    assert all(low < 0 < high for _, low, high in ranks), "five runs do not rank these three"
     assert (moves[3], moves[0]) == (min(moves), max(moves)) and apart.pvalue < 0.001
     return [
         f"end at **{mean(means):.3f} %** on average (last epoch; {min(means):.3f} to "
@@ -179,9 +184,11 @@ def numbers() -> list[str]:
         f"the best epoch of our five runs is {max(best[4]):.2f} %.",
         f"95 % prediction interval of its best epoch ends at {top:.2f} %",
         f"(of five such intervals one misses with a chance of {100 * (1 - 0.95**5):.0f} %)",
-        f"whose rate is constant: {gains[0]:.3f} on average",
+        f"whose rate is constant: {gains[0]:.3f}. R3",
         f"follow with {gains[2]:.3f} and {gains[4]:.3f}, and single runs from "
-        f"nothing to {max(gain[2]):.2f}.",
+        f"nothing to {max(gain[2]):.2f}; five runs do not rank these three.",
+        f"by {moved['mean']:.3f} points ({moved['low']:+.3f} to {moved['high']:+.3f}); the single",
+        f"R4 ({alone[3][1]:+.3f} to {alone[3][2]:+.3f}) shows nothing.",
         f"adds {max(gain[1] + gain[3]):.2f} points at most to our runs",
         f"if only by {min(moves):.3f} in R4. The five together gain {moved['mean']:.3f} points",
         f"The five squares span {max(own) - min(own):.2f} points, more than seeds explain (F test "
