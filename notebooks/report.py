@@ -142,6 +142,11 @@ def best_reference() -> tuple[str, list[dict]]:
     return name.split("_")[0], found[name]
 
 
+def best() -> list[dict]:
+    """The runs of notebook 12's network and recipe with the highest mean."""
+    return max(groups("best").values(), key=lambda runs: statistics.mean(accuracies(runs)))
+
+
 def results_table() -> str:
     """README's table of results: means over seeds at the last epoch, beside the best known."""
     reference, theirs = best_reference()
@@ -153,6 +158,7 @@ def results_table() -> str:
         ),
         "[smallest](notebooks/09_smallest_network.ipynb) with a mean of 99.4": smallest(),
         "[fastest](notebooks/10_time_to_994.ipynb) to a mean of 99.4": fastest(),
+        "[best](notebooks/12_best_under_20k.ipynb), highest of three means": best(),
         rival: theirs,
     }
     lines = [
@@ -161,10 +167,10 @@ def results_table() -> str:
     ]
     seconds, where = timed()
     learned = sorted({runs[0]["train_images"] for runs in rows.values()})  # ours fewer
-    names = ("step6", "smallest", fastest()[0]["recipe"], reference)  # as they are timed
+    names = ("step6", "smallest", fastest()[0]["recipe"], "", reference)  # as they are timed
     for name, (label, runs) in zip(names, rows.items(), strict=True):
         row, first = records.summary(accuracies(runs)), runs[0]
-        spent = f"{float(f'{seconds[name]:.2g}'):,.0f}"
+        spent = f"{float(f'{seconds[name]:.2g}'):,.0f}" if name else ""  # best: not in turns
         lines.append(
             f"| {label} | {first['parameters']:,} | {first['epochs']} | **{row['mean']:.3f} %** | "
             f"{row['std']:.3f} | {row['n']} | {row['min']:.2f} | {spent} |"
@@ -175,8 +181,9 @@ def results_table() -> str:
         "",
         "Test accuracy after the *last* epoch, over seeds. Seconds: training alone, one thread of "
         f"{where}, in turns, two significant digits (by the pace of 60 batches; "
-        f"*fastest*: whole runs). {reference}, as published, learns from {learned.pop():,} images "
-        f"(ours from {learned.pop():,}), and for one epoch more than the rules allow.",
+        f"*fastest*: whole runs). {reference}, as published, and *best* learn from "
+        f"{learned.pop():,} images (the others from {learned.pop():,}), {reference} for one epoch "
+        "more than the rules allow.",
     ]
     return "\n".join(lines)
 
@@ -215,11 +222,10 @@ def answers() -> dict[str, str]:
         f"batches on the device train {ratio:.1f} times as many images per second as the usual "
         "loader"
     )
-    searched = accuracies(records.load_records("best", "best"))
-    _, low, _ = records.difference(searched, accuracies(step_runs(manage.STEPS[-1])))
-    past = "better than step 6" if low > 0 else "not told apart from step 6"
+    searched = accuracies(best())
     found["12_best_under_20k"] = (
-        f"{statistics.mean(searched):.3f} % (n = {len(searched)}, from all 60,000 images): {past}"
+        f"{statistics.mean(searched):.3f} % (n = {len(searched)}, from all 60,000 images), the "
+        "highest of three means; for all three at once not shown to be above step 6"
     )
     (step_6,) = records.load_records("steps", manage.STEPS[-1])
     doubtful = len(set(step_6["test_errors"]) & set(records.LABEL_ERRORS))

@@ -54,6 +54,12 @@ def test_parameters_sight_and_cost_by_hand(line, parameters, sees, macs):
     assert [found[key] for key in ("parameters", "sees", "MACs")] == [parameters, sees, macs]
 
 
+def test_a_block_has_at_most_256_channels():
+    assert network("256")[0][0].out_channels == 256
+    with pytest.raises(ValueError, match="1 to 256 channels"):
+        network("257")
+
+
 def test_a_shared_kernel_is_one_tensor_and_learns_from_every_pass():
     shared, unrolled = network("6-6-=-P-=", 0.0), network("6-6-6-P-6", 0.0)
     assert shared[1][0] is shared[2][0] is shared[3][0]
