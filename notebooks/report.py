@@ -163,7 +163,7 @@ def results_table() -> str:
         rival: theirs,
     }
     lines = [
-        "| recipe | parameters | epochs | mean | std | n | min | seconds |",
+        "| recipe | parameters | epochs | mean (%) | std | n | min | seconds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     seconds, where = timed()
@@ -173,12 +173,12 @@ def results_table() -> str:
         row, first = records.summary(accuracies(runs)), runs[0]
         spent = f"{float(f'{seconds[name]:.2g}'):,.0f}" if name else ""  # best: not in turns
         lines.append(
-            f"| {label} | {first['parameters']:,} | {first['epochs']} | **{row['mean']:.3f} %** | "
+            f"| {label} | {first['parameters']:,} | {first['epochs']} | **{row['mean']:.3f}** | "
             f"{row['std']:.3f} | {row['n']} | {row['min']:.2f} | {spent} |"
         )
     known = "https://github.com/cdeotte/MNIST-CNN-99.75"
     lines += [
-        f"| [cdeotte]({known}), 17 times as large | 326,410 | 30 | 99.641 % | 0.047 | 1,500 | | |",
+        f"| [cdeotte]({known}), 17 times as large | 326,410 | 30 | 99.641 | 0.047 | 1,500 | | |",
         "",
         "Test accuracy after the *last* epoch, over seeds. Seconds: training alone, one thread of "
         f"{where}, in turns, two significant digits (by the pace of 60 batches; "
