@@ -97,6 +97,17 @@ def test_dunnetts_interval_is_that_of_a_simulation(shown):
     assert found == pytest.approx(table["p"].tolist(), abs=0.003)
 
 
+@claim(
+    NAME,
+    "the best of ten normal draws lies about 1.5 standard deviations above the mean, of thirty "
+    "about 2, of a hundred about 2.5.",
+)
+def test_how_far_the_best_of_some_draws_lies():
+    draws = np.random.default_rng(0).standard_normal((20_000, 100))
+    best = [draws[:, :n].max(axis=1).mean() for n in (10, 30, 100)]
+    assert best == pytest.approx([1.5, 2, 2.5], abs=0.06)
+
+
 @claim(NAME, "all 30 are at or above 99.4", "a mean of 99.60 and no run below 99.45. Both came")
 @claim(NAME, "Leaving out dropout (of 1 %), or global average pooling, does not show an effect")
 @claim(NAME, "all five variants have an interval that contains zero", "each *p* is below 0.001")
