@@ -67,9 +67,8 @@ def load(name: str, data: utils.Data) -> tuple[DigitReader, dict]:
     record = records.load_record(records.RESULTS / f"{NETWORKS[name]['run']}.json")
     reader = DigitReader(NETWORKS[name]["line"], data.mean, data.std)
     weights = nn.Sequential(*(m for m in reader.network if not isinstance(m, nn.Dropout)))
-    if (
-        record["study"] == "steps"
-    ):  # the steps have no dropout before the last layer: its number is another
+    # The steps have no dropout before the last layer: its number is another.
+    if record["study"] == "steps":
         records.load_weights(weights, record)
     else:
         records.load_weights(reader.network, record)
