@@ -292,7 +292,10 @@ def tell_choice(name: str, run: dict) -> str:
         return f"It was not picked: seed {run['seed']} was fixed beforehand."
     runs = [r["test_accuracy"] for r in records.load_records(*NETWORKS[name]["seeds"])]
     better, worse = (sum(sign * r > sign * run["test_accuracy"] for r in runs) for sign in (1, -1))
-    return f"It was picked from the middle of the {len(runs)}: {better} are better, {worse} worse."
+    return (
+        f"It was picked from the middle of the {len(runs)}: {better} are better, {worse} worse. "
+        "Earlier test results had a say in trying this network (notebook 12)."
+    )
 
 
 def write_card(name: str, record: dict, data: utils.Data, gap: float) -> None:
