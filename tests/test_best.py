@@ -1,5 +1,6 @@
 """Notebook 12: the folds, a run's passes and its one look at the test images; then the claims."""
 
+import inspect
 from statistics import mean
 
 import numpy as np
@@ -14,7 +15,7 @@ import utils
 from claims import claim, run_cells
 
 NAME = "12_best_under_20k"
-IDS = ("folds", "recipe", "prepare", "train", "left", "own")
+IDS = ("folds", "recipe", "prepare", "train", "left", "own", "taught")
 TINY = {"spec": "4-P-6p-6-=", "batch_size": 16, "epochs": 6, "first": 2, "hard": 0.25}
 RUNS = records.load_records("best", "best")
 CONTROLS = records.load_records("best", "step_6_network")
@@ -66,13 +67,14 @@ def test_a_run_reads_what_its_recipe_says_and_the_test_images_once_if_at_all(
         steps.append((scheduler.last_epoch, scheduler.total_steps))
         return found
 
-    monkeypatch.setattr(utils, "train_epoch", epoch)
     monkeypatch.setattr(
         utils,
         "evaluate",
         lambda model, loader: looked.append(loader.split) or evaluate(model, loader),
     )
-    record, model = scope["train"](scope["RECIPE"] | TINY, 3, fold)
+    record, model = scope["train"](scope["RECIPE"] | TINY, 3, fold, epoch)
+    plain = inspect.signature(scope["train"]).parameters["one_epoch"].default
+    assert plain is train_epoch
     images = 200 if fold is None else 160
     assert [len(found) for found in passes] == [images] * 2 + [images // 4] * 4
     assert passes[2] == passes[3] != passes[4] == passes[5], "sorted twice"
@@ -127,6 +129,46 @@ def test_together_is_the_mean_of_the_networks_probabilities(scope, monkeypatch):
         assert torch.allclose(row["found"], torch.stack([own[0], own.mean(0)]), atol=1e-5)
     right = [100 * (p.argmax(1) == test.labels).double().mean().item() for p in rows[0]["found"]]
     assert list(score(rows[0]["found"]).values()) == pytest.approx(right)
+
+
+def test_a_student_learns_from_labels_and_from_a_few_teachers_of_each_batch(scope, monkeypatch):
+    data, asked = scope["data"], []
+
+    class Teacher(nn.Module):
+        def __init__(self, digit: int):
+            super().__init__()
+            self.digit = digit
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not torch.is_grad_enabled()
+            asked.append((self.digit, images.clone()))
+            return 4.0 * nn.functional.one_hot(torch.full((len(images),), self.digit), 10)
+
+    monkeypatch.setitem(scope, "teachers", [Teacher(digit) for digit in range(10)])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    start = model[1].weight.detach().clone()
+    split = utils.Split(data.train.images[:64], data.train.labels[:64])
+    loader = data.loader(split, 32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    still = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    utils.seed_everything(1)
+    found = scope["taught_epoch"](model, loader, optimizer, still, 1)
+    drawn = [{digit for digit, _ in asked[place : place + 3]} for place in (0, 3)]
+    assert len(asked) == 6 and [len(some) for some in drawn] == [3, 3] and drawn[0] != drawn[1]
+    expected = []
+    for some, (images, labels) in zip(drawn, loader, strict=True):
+        assert all(torch.equal(seen, images) for digit, seen in asked[:3] if some == drawn[0])
+        logits = model(images)
+        hot = [4.0 / 2 * nn.functional.one_hot(torch.tensor(d), 10).double() for d in some]
+        soft = torch.stack([one.softmax(0) for one in hot]).mean(0)
+        cold = -(soft * (logits.double() / 2).log_softmax(1)).sum(1).mean()  # at temperature 2
+        labelled = nn.functional.cross_entropy(logits.double(), labels)
+        expected.append((0.3 * labelled + 0.7 * 4 * cold).item())
+    right = (model(torch.cat([images for images, _ in loader])).argmax(1) == split.labels).sum()
+    assert found == pytest.approx((mean(expected), 100 * right.item() / 64), rel=1e-5)
+    assert torch.equal(model[1].weight, start)
+    assert len(SHOWN["weights"]) == len({r["seed"] for r in SHOWN["weights"]}) == 30
 
 
 # --- The records, and what the text says about them -----------------------------------------------
