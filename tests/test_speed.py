@@ -385,7 +385,8 @@ def test_notebook_10_says_what_its_records_say(walk):
     fixed = f"{muon}, first block fixed: whitening"
     sentences = [
         f"**About {whole.median():.1f} seconds of training on one thread of a CPU ("
-        f"{whole.min():.1f} to {whole.max():.1f} in five whole runs) are enough for a mean of {half['mean']:.3f} %** "
+        f"{whole.min():.1f} to {whole.max():.1f} in five whole runs) are enough for "
+        f"a mean of {half['mean']:.3f} %** "
         f"(last epoch; {half['n']} runs, two standard errors {half['2 errors']:.3f}, std "
         f"{half['std']:.3f}, min {half['min']:.2f}; {half['runs ≥ 99.4']} runs at 99.4 or above). "
         f"That is {ratio.median():.2f} times as long as our best",
@@ -411,7 +412,8 @@ def test_notebook_10_says_what_its_records_say(walk):
         "over 25 % of the images, mostly the hardest, without Muon have "
         f"{loss(stride, '1 + 4 x 0.25', 'hard ones (70% of a pass)'):.4f}, too.",
         f"does not help ({loss('16k5P 16 16 32 32', '2', fixed):.4f}). Both together were frozen "
-        f"({loss(stride, '1 + 3 x 0.3', f'{muon}, hard ones (70% of a pass)'):.4f})",
+        f"as `1 + 3 x 0.3` ({loss(stride, '1 + 3 x 0.3', f'{muon}, hard ones (70% of a pass)'):.4f}, "
+        "four runs)",
         "Label smoothing stands last",
         f"by misread digits ({wrong[smooth]:.1f} of 5,000 a run, not in the table) it is among",
         f"the second comparison had {scope['means'][f'{BEST}_k2']:.4f} with the same four seeds",
