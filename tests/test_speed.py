@@ -383,6 +383,7 @@ def test_notebook_10_says_what_its_records_say(walk):
     assert lowest["runs"].tolist() == [2, 4]
     muon = "Muon 0.05, momentum 0.8, 3 iterations, rate 0.1"
     fixed = f"{muon}, first block fixed: whitening"
+    together = f"{muon}, hard ones (70% of a pass)"
     sentences = [
         f"**About {whole.median():.1f} seconds of training on one thread of a CPU ("
         f"{whole.min():.1f} to {whole.max():.1f} in five whole runs) are enough for "
@@ -412,7 +413,7 @@ def test_notebook_10_says_what_its_records_say(walk):
         "over 25 % of the images, mostly the hardest, without Muon have "
         f"{loss(stride, '1 + 4 x 0.25', 'hard ones (70% of a pass)'):.4f}, too.",
         f"does not help ({loss('16k5P 16 16 32 32', '2', fixed):.4f}). Both together were frozen "
-        f"as `1 + 3 x 0.3` ({loss(stride, '1 + 3 x 0.3', f'{muon}, hard ones (70% of a pass)'):.4f}, "
+        f"as `1 + 3 x 0.3` ({loss(stride, '1 + 3 x 0.3', together):.4f}, "
         "four runs)",
         "Label smoothing stands last",
         f"by misread digits ({wrong[smooth]:.1f} of 5,000 a run, not in the table) it is among",
