@@ -135,7 +135,7 @@ def test_gradients_rates_and_modes():
     assert min(thousand, hundred) > evaluation - 0.1 and by_class < one < 90
 
 
-@claim(TWO, "so the gap between training and validation remains")
+@claim(TWO, "by about as much, so the gap between them remains.")
 @claim(TWO, "falls to a third of step 1's")
 def test_batch_norm_learns_faster_and_overfits():
     third = [run["history"]["val_accuracy"][2] for run in seeds(ONE)]
@@ -146,7 +146,7 @@ def test_batch_norm_learns_faster_and_overfits():
         TWO,
         f"After one epoch step 2 reads {statistics.mean(first):.2f} % of the validation images, "
         f"step 1 after three {statistics.mean(third):.2f} %: {gain:+.2f} points ({low:+.3f} to "
-        f"{high:+.2f}).",
+        f"{high:+.2f};",
     )
     last = mean(TWO, lambda run: run["history"]["val_accuracy"][-1])
     assert mean(TWO, lambda run: run["clean_train_accuracy"]) - last > 0.5

@@ -59,7 +59,7 @@ def test_neighbours_agree_and_whole_maps_cost_more():
 
 @claim(
     THREE,
-    "The shares 0.01 and 0.25 show no difference.",
+    "For the shares 0.01 and 0.25 the interval contains zero.",
     "It has three runs, and it is the best of four comparisons.",
     "the training error grows with every share, and the mean gap to the validation error is "
     "smaller than without dropout. Only at 0.25 is the interval of that difference clear of zero",
@@ -107,10 +107,52 @@ def test_the_validation_images_show_no_difference(after, steps):
         ends = [[r["history"]["val_accuracy"][-epochs:] for r in seeds(n)] for n in (after, before)]
         rows += records.difference(*([sum(end) / epochs for end in found] for found in ends))
     assert rows[1] < 0 < rows[2] and rows[4] < 0 < rows[5]
-    line = f"By neither measure do steps {steps} differ on the validation images: "
+    line = (
+        f"By neither measure do the runs show that steps {steps} differ on the validation images: "
+    )
     line += "{:+.2f} points ({:+.2f} to {:+.2f}) at the last epoch, ".format(*rows[:3])
     line += "{:+.2f} ({:+.2f} to {:+.2f}) over the last five.".format(*rows[3:])
     says(after, line)
+
+
+def borders(by: int) -> list[tuple[slice, slice]]:
+    """What leaves the image when it moves right, left, down and up (rows, columns)."""
+    near, far, every = slice(0, by), slice(28 - by, 28), slice(None)
+    return [(every, far), (every, near), (far, every), (near, every)]
+
+
+@claim(FOUR, "loses (600 - 24) × 10 = 5,760 weights", "of the 5,000 lose some ink, moved by eight")
+@claim("solutions/" + FOUR, "That happens to about one image in five")
+def test_how_many_shifted_digits_lose_ink():
+    data = utils.load_mnist()
+    if data.name != "MNIST":
+        pytest.skip("needs MNIST")
+    code = manage.code_cells(FOUR)["gap-shift"]["source"].split("\n\n\n")[0]
+    scope = {"F": F, "torch": torch, "utils": utils}
+    exec(code, scope)
+    ink = data.val.images.long().sum((1, 2))
+    moved = {by: scope["shifted"](data.val, by).images.long().sum((1, 2)) for by in (4, 8)}
+    lost = {by: (left < ink).sum().item() for by, left in moved.items()}
+    says(
+        FOUR,
+        f"Moved by four pixels {lost[4]:,} of the 5,000 lose some ink, moved by eight {lost[8]:,}.",
+    )
+    x = data.val.images
+    edges = (x[:, :4], x[:, -4:], x[:, :, :4], x[:, :, -4:])
+    assert sum((e.sum((1, 2)) > 0).float().mean() for e in edges) / 4 == pytest.approx(
+        0.2, abs=0.03
+    )
+    five = {
+        by: sum(
+            (part[:, rows, columns].sum((1, 2)) > 0).sum().item()
+            for part, (rows, columns) in zip((x[k::4] for k in range(4)), ways, strict=True)
+        )
+        for by, ways in {4: borders(4), 6: borders(6)}.items()
+    }
+    says(
+        "05_augmentation",
+        f"cut by the frame: at 4 pixels {five[4]:,} of the 5,000, at 6 pixels {five[6]:,}.",
+    )
 
 
 @claim(THREE, "so the network still has 24,826.")

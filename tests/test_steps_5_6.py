@@ -144,6 +144,15 @@ def test_what_step_6_says_of_one_more_epoch_and_of_the_twelve_digits_holds():
     found = shown(SIX, "one-more")
     stay, fall = (found[f"rate {how}, order"][1::3] for how in ("stays", "falls"))
     assert found["before"][0] > max(stay) and min(stay) > max(fall)
+    losses = records.load_records("steps", FIVE)[0]["history"]["val_loss"]
+    says(
+        SIX,
+        f"({min(fall):.4f} to {max(fall):.4f}), and lower than after any of the {len(losses)} "
+        f"epochs of step 5's run ({min(losses):.4f} at best).",
+        "step 5's last epoch was one of its worse ones, and epochs 14 and 16 were about as good",
+    )
+    assert sorted(losses.index(v) + 1 for v in sorted(losses)[:2]) == [14, 16]
+    assert sorted(losses)[1] < max(stay) < losses[-1]
     wrong = collections.Counter(i for r in records.load_records("steps") for i in r["test_errors"])
     counts = f"{len(wrong)} digits, by all six: {sum(n == 6 for n in wrong.values())}"
     assert counts in manage.printed(manage.code_cells(SIX)["readings"])
@@ -155,7 +164,7 @@ def test_what_step_6_says_of_one_more_epoch_and_of_the_twelve_digits_holds():
 @claim(
     SIX,
     "The controls ran on another processor, with another PyTorch",
-    "no plan here falls from 0.02",
+    "No plan here falls from 0.02",
 )
 @claim(
     SIX, "every run under a plan that comes down is better than the average of either constant rate"
@@ -200,11 +209,21 @@ S = "solutions/"
 @claim(S + "02_batch_norm", "0.999⁴³⁰ = 65 %", "zero: three seeds do not show a difference")
 @claim(S + FOUR, "Both intervals contain zero", "the interval is far from zero")
 @claim(S + FIVE, "0, 1 and 8 survive", "More than half of the 4s", "At 8 it guesses")
+@claim(SIX, "the last epoch falls from 0.00106 to 0.000004.", "So the peak of 0.1, within epoch 4")
 @claim(S + SIX, "0.1 / 25 = 0.004", "From 0.1 to 1 the result hardly changes")
 def test_the_worked_answers():
     assert [math.ceil(55_000 / size) for size in (32, 128, 512)] == [1_719, 430, 108]
     assert 9 * 16 * (26**2 - 13**2) == 73_008 and round(100 * 73_008 / 1_435_056) == 5
     assert round(100 * 0.999**430) == 65
+    assert seeds(SIX)[0]["history"]["learning_rate"][-1] == pytest.approx(0.00106, abs=5e-6)
+    assert math.isclose(0.1 / 25 / 1_000, 0.000004)
+    best = shown(S + SIX, "two")  # n, mean, low, high, max
+    (_, five, *_, most), (_, cycle, *_, least) = best[FIVE], best[SIX]
+    says(
+        S + SIX,
+        f"the best epoch lies {five:.2f} points above the last on average, and {most:.1f} in one",
+        f"With one-cycle it is {cycle:.2f} on average and {least:.1f} at most.",
+    )
     interval = r"([+-][\d.]+) to ([+-][\d.]+)\)"
     for name, cell in (("02_batch_norm", "three"), (FOUR, "three"), (FOUR, "four"), (FOUR, "five")):
         text = manage.printed(manage.code_cells(S + name)[cell])
