@@ -347,8 +347,8 @@ RESULT = [
     "Neither shows an effect.",
     "one of `separable 96` ten to thirteen, on machines",
     "A run of the chosen network took seven to fifteen minutes of one core, one of the control",
-    f"together our thirty read {ALL['plain']:.2f} %, one of them {mean(TWO):.3f} % on average. (The "
-    f"luckiest one reads {max(TWO):.2f} %.)",
+    f"together our thirty read {ALL['plain']:.2f} %, one of them {mean(TWO):.3f} % on average. "
+    f"(The luckiest one reads {max(TWO):.2f} %.)",
 )
 def test_the_result_is_what_the_records_say():
     assert ROW["high"] < 99.66 and GAIN[1] < 0 < GAIN[2]
