@@ -309,8 +309,8 @@ RESULT = [
         *TWO_GAIN, TEST.pvalue
     ),
     f"98.3 % each): {THREE.low:+.3f} to {THREE.high:+.3f}. It stays above zero",
-    f"have a mean of {mean(TWO[:10]):.3f}, the next {len(TWO) - 10} {mean(TWO[10:]):.3f}: not told "
-    "apart ({:+.3f} ({:+.3f} to {:+.3f})).".format(*LATER),
+    f"have a mean of {mean(TWO[:10]):.3f}, the next twenty {mean(TWO[10:]):.3f}: "
+    "{:+.3f} points ({:+.3f} to {:+.3f}), not told apart.".format(*LATER),
     f"Their std was {np.std(TWO[:10], ddof=1):.3f} and their lowest {min(TWO[:10]):.2f}; of all "
     f"{len(TWO)} they are {TWO_ROW['std']:.3f} and {TWO_ROW['min']:.2f}.",
     "From the control, with its ten runs, it is {:+.3f} points ({:+.3f} to {:+.3f}): not "
