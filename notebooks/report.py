@@ -151,7 +151,6 @@ def results_table() -> str:
     """README's table of results: means over seeds at the last epoch, beside the best known."""
     reference, theirs = best_reference()
     link = f"[{reference}](notebooks/07_reference_networks.ipynb)"
-    highest = "[best](notebooks/12_best_under_20k.ipynb)"
     rival = f"{link}, highest mean of five reference networks"
     rows = {
         "[step 6](notebooks/06_lr_schedule.ipynb), the series' network": step_runs(
@@ -159,7 +158,7 @@ def results_table() -> str:
         ),
         "[smallest](notebooks/09_smallest_network.ipynb) with a mean of 99.4": smallest(),
         "[fastest](notebooks/10_time_to_994.ipynb) to a mean of 99.4": fastest(),
-        f"{highest}, highest of three means": best(),
+        "[best](notebooks/12_best_under_20k.ipynb), highest of three means": best(),
         rival: theirs,
     }
     lines = [
@@ -234,7 +233,7 @@ def answers() -> dict[str, str]:
     (step_6,) = records.load_records("steps", manage.STEPS[-1])
     doubtful = len(set(step_6["test_errors"]) & set(records.LABEL_ERRORS))
     found["13_look_inside"] = (
-        "edges and finer detail first, to the end roughly where; of "
+        "edges first, more than by chance, and to the end roughly where; of "
         f"{len(step_6['test_errors'])} digits that it misreads {doubtful} have a doubtful label"
     )
     found["14_can_it_be_believed"] = (

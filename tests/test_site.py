@@ -498,6 +498,7 @@ def test_a_model_card_is_what_the_records_say(name, tmp_path, monkeypatch):
     build = pytest.importorskip("build", reason="needs onnxruntime", exc_type=ImportError)
     cards = pytest.importorskip("huggingface_hub").ModelCard
     record = records.load_record(records.RESULTS / PUBLISHED[name][0] / _file(name))
+    assert build.NETWORKS[name]["run"] == "/".join(PUBLISHED[name])
     text = (MODELS / name / "README.md").read_text(encoding="utf-8")
     shutil.copytree(MODELS / name, tmp_path / name)
     monkeypatch.setattr(build, "MODELS", tmp_path)
