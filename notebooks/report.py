@@ -39,6 +39,7 @@ QUESTIONS = {
     "13_look_inside": "What does the network see?",
     "14_can_it_be_believed": "When is it right to be sure, and what breaks it?",
     "15_your_own_digit": "Can it read your handwriting?",
+    "16_taught": "Can large networks teach a small one?",
 }
 
 
@@ -244,6 +245,11 @@ def answers() -> dict[str, str]:
     share = other[manage.STEPS[-1].replace("_", " ")]
     found["15_your_own_digit"] = (
         f"scikit-learn's digits to {share:.0f} % on average; photos were not measured"
+    )
+    student = records.load_records("taught", "taught_3700")
+    found["16_taught"] = (
+        f"{student[0]['parameters']:,} parameters to {statistics.mean(accuracies(student)):.3f} % "
+        f"(n = {len(student)}, from all 60,000 images); a gain is nearly shown, for a larger one"
     )
     return found
 

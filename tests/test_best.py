@@ -15,7 +15,7 @@ import utils
 from claims import claim, run_cells
 
 NAME = "12_best_under_20k"
-IDS = ("folds", "recipe", "prepare", "train", "left", "own", "taught")
+IDS = ("folds", "recipe", "prepare", "train", "left", "own")
 TINY = {"spec": "4-P-6p-6-=", "batch_size": 16, "epochs": 6, "first": 2, "hard": 0.25}
 RUNS = records.load_records("best", "best")
 CONTROLS = records.load_records("best", "step_6_network")
@@ -129,46 +129,6 @@ def test_together_is_the_mean_of_the_networks_probabilities(scope, monkeypatch):
         assert torch.allclose(row["found"], torch.stack([own[0], own.mean(0)]), atol=1e-5)
     right = [100 * (p.argmax(1) == test.labels).double().mean().item() for p in rows[0]["found"]]
     assert list(score(rows[0]["found"]).values()) == pytest.approx(right)
-
-
-def test_a_student_learns_from_labels_and_from_a_few_teachers_of_each_batch(scope, monkeypatch):
-    data, asked = scope["data"], []
-
-    class Teacher(nn.Module):
-        def __init__(self, digit: int):
-            super().__init__()
-            self.digit = digit
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert not torch.is_grad_enabled()
-            asked.append((self.digit, images.clone()))
-            return 4.0 * nn.functional.one_hot(torch.full((len(images),), self.digit), 10)
-
-    monkeypatch.setitem(scope, "teachers", [Teacher(digit) for digit in range(10)])
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    start = model[1].weight.detach().clone()
-    split = utils.Split(data.train.images[:64], data.train.labels[:64])
-    loader = data.loader(split, 32)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    still = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    utils.seed_everything(1)
-    found = scope["taught_epoch"](model, loader, optimizer, still, 1)
-    drawn = [{digit for digit, _ in asked[place : place + 3]} for place in (0, 3)]
-    assert len(asked) == 6 and [len(some) for some in drawn] == [3, 3] and drawn[0] != drawn[1]
-    expected = []
-    for some, (images, labels) in zip(drawn, loader, strict=True):
-        assert all(torch.equal(seen, images) for digit, seen in asked[:3] if some == drawn[0])
-        logits = model(images)
-        hot = [4.0 / 2 * nn.functional.one_hot(torch.tensor(d), 10).double() for d in some]
-        soft = torch.stack([one.softmax(0) for one in hot]).mean(0)
-        cold = -(soft * (logits.double() / 2).log_softmax(1)).sum(1).mean()  # at temperature 2
-        labelled = nn.functional.cross_entropy(logits.double(), labels)
-        expected.append((0.3 * labelled + 0.7 * 4 * cold).item())
-    right = (model(torch.cat([images for images, _ in loader])).argmax(1) == split.labels).sum()
-    assert found == pytest.approx((mean(expected), 100 * right.item() / 64), rel=1e-5)
-    assert torch.equal(model[1].weight, start)
-    assert len(SHOWN["weights"]) == len({r["seed"] for r in SHOWN["weights"]}) == 30
 
 
 # --- The records, and what the text says about them -----------------------------------------------
@@ -380,61 +340,3 @@ def test_the_result_is_what_the_records_say():
     assert len(EACH) == TWO_ROW["n"]
     for row, record in zip(EACH, SECOND, strict=True):
         assert row["plain"] == pytest.approx(record["test_accuracy"], abs=0.011)
-
-
-ALONE = {"taught_4354": records.load_records("smallest", "hard_4354")}
-ALONE |= {"taught_separable_96": SECOND}
-TAUGHT = {name: records.load_records("taught", name) for name in ALONE}
-MEANS = {
-    name: [mean(r["test_accuracy"] for r in runs) for runs in (TAUGHT[name], ALONE[name])]
-    for name in ALONE
-}
-MORE = {
-    name: records.difference(
-        *([r["test_accuracy"] for r in runs] for runs in (TAUGHT[name], ALONE[name]))
-    )
-    for name in ALONE
-}
-SAID = {"taught_separable_96": "`separable 96` reads", "taught_4354": "4,354 parameters read"}
-ONE_SPREAD = {
-    name: stats.ttest_ind(
-        *([r["test_accuracy"] for r in runs] for runs in (TAUGHT[name], ALONE[name]))
-    )
-    for name in ALONE
-}
-AT_ONCE = ONE_SPREAD["taught_separable_96"].confidence_interval(0.975)
-ONE_SPREAD = {name: found.confidence_interval() for name, found in ONE_SPREAD.items()}
-
-
-@claim(
-    NAME,
-    *(
-        "{} {:.3f} % (n = {}) instead of {:.3f}: {:+.3f} points ({:+.3f} to {:+.3f}).".format(
-            words, MEANS[name][0], len(TAUGHT[name]), MEANS[name][1], *MORE[name]
-        )
-        for name, words in SAID.items()
-    ),
-    "With one spread for both groups the intervals are {:+.3f} to {:+.3f} and {:+.3f} to "
-    "{:+.3f}.".format(*ONE_SPREAD["taught_separable_96"], *ONE_SPREAD["taught_4354"]),
-    "for both students at once (97.5 % each) it is {:+.3f} to {:+.3f}.".format(*AT_ONCE),
-    "So a gain is nearly shown for `separable 96`, and not for the small student.",
-    "1.33 times the arithmetic for `separable 96`, 2.35 times for the small student",
-    "three of them are drawn anew",
-    "divided by a *temperature* of 2",
-    "has 0.7 of the loss",
-)
-def test_what_teachers_bring():
-    lows = [ONE_SPREAD[name].low for name in ("taught_4354", "taught_separable_96")]
-    assert lows[0] < 0 < lows[1] < 0.01 and AT_ONCE.low < 0 and MORE["taught_4354"][1] < 0
-    assert SHOWN["LESSON"] == {"teachers": 3, "temperature": 2, "share": 0.7}
-    for name, alone in ALONE.items():
-        assert [r["seed"] for r in TAUGHT[name]] == [*range(SHOWN["MORE_SEEDS"][name])]
-        for run in TAUGHT[name]:
-            assert run["hyperparameters"] == alone[0]["hyperparameters"] | SHOWN["LESSON"]
-            assert run["train_images"] == 60_000 == alone[0]["train_images"]
-            assert run["parameters"] == alone[0]["parameters"]
-    small = SHOWN["nine"]["network"](ALONE["taught_4354"][0]["hyperparameters"]["spec"])
-    small, six = utils.layer_table(small)["MACs"].sum(), MACS[1]
-    passes, sorting = 8 + 11 * 0.5, 2 / 3  # sorting only reads: a third of a step
-    work = [1 + six / MACS[2], 1 + six * passes / (small * (passes + sorting))]
-    assert work == pytest.approx([1.33, 2.35], abs=0.005)
