@@ -152,6 +152,8 @@ def test_what_teachers_bring():
     assert 99.57 < WIDE["low"] < 99.6 and WIDE["n"] == 5
     published = {p: v for _, row in SHOWN["nine"]["PUBLISHED"].values() for p, v in row.items()}
     assert [published[size] for size in (3_762, 8_172, 9_994)] == [99.52, 99.57, 99.60]
+    said = "With teachers a network of 8,020 parameters gets below the last two: [step 16]"
+    assert said in prose("09_smallest_network")
     line = [records.load_records("smallest", n) for n in ("mixed_2922", "hard_4354", "mixed_7690")]
     line.append(ALONE["taught_separable_96"])
     line = [(math.log(r[0]["parameters"]), mean(x["test_accuracy"] for x in r)) for r in line]
