@@ -95,15 +95,13 @@ SAID = {"taught_separable_96": "`separable 96` reads", "taught_4354": "4,354 par
 ONE_SPREAD = {name: stats.ttest_ind(ACCURACY[name], BEFORE[name]) for name in ALONE}
 AT_ONCE = ONE_SPREAD["taught_separable_96"].confidence_interval(0.975)
 ONE_SPREAD = {name: found.confidence_interval() for name, found in ONE_SPREAD.items()}
+(SEARCH,) = records.load_records("search", "one_kernel")
 WIDE = records.summary(ACCURACY["taught_8020"])
 
 
 def of_four(row: dict) -> tuple[float, float]:
     """The interval of a mean that holds for four students at once (Bonferroni)."""
     return stats.t.interval(1 - 0.05 / 4, row["n"] - 1, row["mean"], row["std"] / row["n"] ** 0.5)
-
-
-(SEARCH,) = records.load_records("search", "one_kernel")
 
 
 @claim(
