@@ -40,6 +40,7 @@ QUESTIONS = {
     "14_can_it_be_believed": "When is it right to be sure, and what breaks it?",
     "15_your_own_digit": "Can it read your handwriting?",
     "16_taught": "Can large networks teach a small one?",
+    "17_glances": "What does a second look at the same digit bring?",
 }
 
 
@@ -246,10 +247,21 @@ def answers() -> dict[str, str]:
     found["15_your_own_digit"] = (
         f"scikit-learn's digits to {share:.0f} % on average; photos were not measured"
     )
-    student = records.load_records("taught", "taught_3700")
+    taught, alone = (records.load_records("taught", f"{k}_3700") for k in ("taught", "alone"))
     found["16_taught"] = (
-        f"{student[0]['parameters']:,} parameters to {statistics.mean(accuracies(student)):.3f} % "
-        f"(n = {len(student)}, from all 60,000 images); a gain is nearly shown for 18,346"
+        f"{taught[0]['parameters']:,} parameters read {statistics.mean(accuracies(taught)):.3f} % "
+        f"with teachers, {statistics.mean(accuracies(alone)):.3f} % without (n = {len(taught)} "
+        f"and {len(alone)}): not told apart; a gain is nearly shown for 18,346"
+    )
+    means = []
+    for name in ("hard_2194", manage.STEPS[-1]):
+        (looks,) = records.load_records("glances", name)
+        rows = [r for r in looks["rows"] if r["part"] == "test"]
+        for n in (13, 1):
+            means.append(statistics.mean(r["right"] / 100 for r in rows if r["glances"] == n))
+    found["17_glances"] = (
+        "2,194 parameters read {:.3f} instead of {:.3f} %, step 6 {:.3f} instead of {:.3f} %, for "
+        "thirteen times the arithmetic".format(*means)
     )
     return found
 

@@ -259,7 +259,7 @@ TINY = {k: losses(SPECS["tiny_999"], learning_rate=k, share=0.5) for k in (0.1, 
 FIRST_ROWS = [
     losses(SPECS["tiny_999"], learning_rate=0.4, share=share, fold=0)[0] for share in (1, 0.5)
 ]
-NOISE = losses(SPECS["mixed_2194"], passes=17, augment=0.6, learning_rate=0.1, batch_size=64)
+NOISE = losses(SPECS["hard_2194"], passes=17, augment=0.6, learning_rate=0.1, batch_size=64)
 NEAR = [
     min(row["val_loss"] for row in SECOND["rows"] if row["parameters"] == p) for p in (1_015, 952)
 ]
@@ -268,8 +268,11 @@ MEASURED = {"seed", "fold", "val_loss", "val_accuracy", "five_shifts_val_loss", 
 CONFIGURATIONS = {str({k: row[k] for k in row if k not in MEASURED}) for row in SECOND["rows"]}
 GAIN = records.difference(SHOWN["accuracy"]["hard_4354"], SHOWN["accuracy"]["mixed_4354"])
 ONE = SHOWN["accuracy"]["one_2170"]
+GIVEN_UP = [records.load_record(p) for p in (records.RESULTS / "smallest").glob("mixed_2194-*")]
+assert {r["status"] for r in GIVEN_UP} == {"superseded"} and len(GIVEN_UP) == 3
+GIVEN_UP = [r["test_accuracy"] for r in GIVEN_UP]
 BELOW = records.difference(SHOWN["accuracy"]["mixed_2922"], ONE)
-ABOVE = records.difference(ONE, SHOWN["accuracy"]["mixed_2194"])
+ABOVE = records.difference(ONE, SHOWN["accuracy"]["hard_2194"])
 LAST = ("hard_4354", "tiny_999")
 MORE = {k: "{more:.1f} ({low:.1f} to {high:.1f})".format(**SMALL.loc[k]) for k in SMALL.index}
 FIVE = [
@@ -306,9 +309,9 @@ def beyond(name: str) -> float:
 
 
 def of_all(name: str) -> tuple[float, float]:
-    """The interval of a mean that holds for fifteen of them at once (Bonferroni)."""
+    """The interval of a mean that holds for sixteen of them at once (Bonferroni)."""
     row = TABLE.loc[name]
-    return stats.t.interval(1 - 0.05 / 15, row["n"] - 1, row["mean"], row["std"] / row["n"] ** 0.5)
+    return stats.t.interval(1 - 0.05 / 16, row["n"] - 1, row["mean"], row["std"] / row["n"] ** 0.5)
 
 
 @claim(
@@ -324,9 +327,12 @@ def of_all(name: str) -> tuple[float, float]:
     "and the runs lie between {min:.2f} and {max:.2f}.".format(**TABLE.loc["tiny_999"]),
     "With 2,170 parameters it is {mean:.3f} % (interval {low:.3f} to {high:.3f}), and {} runs "
     "reach 99.4:".format(TABLE[">= 99.4"]["one_2170"], **TABLE.loc["one_2170"]),
-    "It is {:.3f} points below `mixed_2922` ({:.3f} to {:.3f}), and no".format(*BELOW),
-    "`mixed_2194` is shown ({:+.3f}, {:+.3f} to {:+.3f}; three runs of that one,".format(*ABOVE),
-    "Fifteen recipes in all were measured on the test images: the thirteen above, and two that",
+    "It is {:.3f} points below `mixed_2922` ({:.3f} to {:.3f}), and above".format(*BELOW),
+    f"`hard_2194` ({TABLE['mean']['hard_2194']:.3f} %, n = 10) by {abs(ABOVE[0]):.3f} "
+    f"({ABOVE[1]:.3f} to {ABOVE[2]:.3f}):",
+    f"with the recipe of `mixed_2922` ({mean(GIVEN_UP):.3f} %).",
+    "Sixteen recipes in all were measured on the test images: the thirteen above, and three that",
+    "not by one for all sixteen recipes at once ({:.3f} to {:.3f})".format(*of_all("mixed_2922")),
     "For 2,922 parameters it reaches from {:.3f} to {:.3f}: it contains".format(
         *of_all("mixed_2922")
     ),
@@ -347,11 +353,12 @@ def test_what_the_text_says_of_the_runs():
     assert TABLE.query("n >= 10 and mean >= 99.4")["p"].min() == 2_922 < 19_066 / 6
     assert TABLE.loc["mixed_1594", "p"] * 11 < 19_066 < TABLE.loc["mixed_1594", "p"] * 13
     assert GAIN[1] < 0 < GAIN[0]  # "do not show an effect"
-    assert ABOVE[1] < 0 < ABOVE[0] and BELOW[1] > 0 and TABLE["n"]["mixed_2194"] == 3
+    assert ABOVE[1] < 0 < ABOVE[0] and BELOW[1] > 0 and TABLE["n"]["hard_2194"] == 10
+    assert RECIPES["hard_2194"] == RECIPES["one_2170"] | {"spec": SPECS["hard_2194"]}
     assert 99.395 < of_all("mixed_2922")[0] < 99.4 < of_all("hard_4354")[0]
     assert TABLE["min"][["mixed_4354", "hard_4354"]].min() >= 99.4
     names = {p.stem.split("-")[0] for p in (records.RESULTS / "smallest").glob("*.json")}
-    assert len(names) == 15 and len(TABLE) - 1 == 13  # step 6 is another study
+    assert len(names) == 16 and len(TABLE) - 1 == 13  # step 6 is another study
     assert len(set(SPECS.values())) == 11  # "Eleven networks": two have two recipes
 
 
@@ -381,22 +388,22 @@ def test_what_the_text_says_of_the_searches():
     high = [r for r in SECOND["rows"] if r["learning_rate"] > 0.2 and r["parameters"] < 1_100]
     assert {row["spec"] for row in high} == {SPECS["tiny_999"]}, "only this one was tried at 0.4"
     assert len(LOSS) == 10 and max(TINY[0.4]) < min(TINY[0.1]) and len(NOISE) == 3
-    for name in ("mixed_2194", "mixed_4354"):
+    for name in ("hard_2194", "mixed_4354"):
         by = [mean(losses(SPECS[name], learning_rate=k, share=0.5)) for k in (0.1, 0.2, 0.4)]
         assert min(by) == by[0]
-    alone = [losses(SPECS["mixed_2194"], **k) for k in ({"muon": 0.05}, {"batch_size": 32})]
+    alone = [losses(SPECS["hard_2194"], **k) for k in ({"muon": 0.05}, {"batch_size": 32})]
     alone += [losses(line) for line in ("8-8-=-=-P-24sp-24s-=-=", "8-8-=-D-24sp-24s-=-=")]
     deep, sums = losses("30-30s-=-P-=-=-="), losses("8-8-=-P-24sp-24sp+-=+-=+-=+")
     assert [len(found) for found in (*alone, deep, sums)] == [1] * 6  # "one run each"
-    every = losses(SPECS["mixed_2194"])  # "the noise": all recipes of that network
+    every = losses(SPECS["hard_2194"])  # "the noise": all recipes of that network
     assert all(min(every) < loss[0] < max(every) for loss in (*alone, deep))  # "not told apart"
     assert sums[0] > max(every) and TRIED["32"] < 0.02
-    work = [CODE["describe"](line)["MACs"] for line in ("30-30s-=-P-=-=-=", SPECS["mixed_2194"])]
+    work = [CODE["describe"](line)["MACs"] for line in ("30-30s-=-P-=-=-=", SPECS["hard_2194"])]
     assert 1.9 < work[0] / work[1] < 2.1
 
 
 DEEP = [row for row in THIRD["rows"] if row["spec"] == SPECS["one_2170"] and not row["teachers"]]
-PLAIN_ROWS = [row for row in THIRD["rows"] if row["spec"] == SPECS["mixed_2194"]]
+PLAIN_ROWS = [row for row in THIRD["rows"] if row["spec"] == SPECS["hard_2194"]]
 
 
 def third(rows: list[dict], **wanted: object) -> list[float]:
@@ -407,22 +414,26 @@ def third(rows: list[dict], **wanted: object) -> list[float]:
 
 @claim(
     "09_smallest_network",
-    f"A third search took that idea up: {len(THIRD['rows'])} runs by PyTorch, one each, on the",
-    f"the loss was {third(DEEP)[0]:.4f}, that of `mixed_2194` with the same recipe "
-    f"{third(PLAIN_ROWS)[0]:.4f}. Padding in the first block, twice the rate and a weaker warp",
-    "So `one_2170` was measured, for 2.5 times the work of `mixed_2194`.",
+    f"A third search took that idea up: {len(THIRD['rows'])} runs by PyTorch on the first fifth",
+    f"as `one_2170`, the loss was {third(DEEP)[0]:.4f}, that of 2,194 parameters with the same "
+    f"recipe {third(PLAIN_ROWS)[0]:.4f}. So `one_2170` was measured, for 2.5 times the work. A "
+    f"second seed of it, run when its test results were known, had {third(DEEP)[1]:.4f}: the lead",
+    "Nothing else lowered the loss, in one run each:",
 )
 def test_what_the_text_says_of_the_third_search():
-    padded = [row for row in THIRD["rows"] if row["spec"] == "30p-30s-=-=-P-=-=-="]
-    twice = [row for row in THIRD["rows"] if row["spec"] == SPECS["one_2170"] and row["teachers"]]
-    others = third(padded) + third(DEEP, augment=0.6)
-    others += third(twice, learning_rate=0.2, teachers=1)
-    assert len(others) == 3 and min(others) > max(third(DEEP) + third(twice, teachers=1))
+    one, twice = third(DEEP)[0], [row for row in THIRD["rows"] if row["teachers"]]
+    assert [r["seed"] for r in DEEP if r["augment"] == 0.8] == [0, 1] and third(DEEP)[1] > 0.0242
+    twice = [row for row in twice if row["spec"] == SPECS["one_2170"]]
+    assert third(twice, learning_rate=0.2, teachers=1) > third(twice, teachers=1)
+    alone = [r for r in THIRD["rows"] if not r["teachers"] and r["parameters"] < 2_200]
+    others = [r for r in alone if r["seed"] == 0 and r not in PLAIN_ROWS]
+    others = [r["val_loss"] for r in others if r["val_loss"] != one]
+    assert len(others) == 7 and min(others) > one, "padding, warps, passes, passes more, kernels"
     kinds = [third(PLAIN_ROWS, activation=k)[0] for k in ("SiLU", "GELU", "leaky ReLU (0.1)")]
     assert min(kinds) > third(PLAIN_ROWS)[0]
     assert {row["fold"] for row in THIRD["rows"]} == {0}, "the first fifth; no test image"
     assert not [key for row in THIRD["rows"] for key in row if "test" in key]
-    work = [CODE["describe"](SPECS[name])["MACs"] for name in ("one_2170", "mixed_2194")]
+    work = [CODE["describe"](SPECS[name])["MACs"] for name in ("one_2170", "hard_2194")]
     assert round(work[0] / work[1], 1) == 2.5
 
 
@@ -498,7 +509,7 @@ def test_what_the_text_says_of_bytes():
     ),
     "2,922 parameters have a mean of {mean:.3f} % over ten seeds on these test digits: above "
     "99.4 by its own interval ({low:.3f} to {high:.3f}), not".format(**TABLE.loc["mixed_2922"]),
-    "by one for all fifteen recipes at once ({:.3f} to {:.3f}). 4,354 reach {:.3f} %, above the "
+    "by one for all sixteen recipes at once ({:.3f} to {:.3f}). 4,354 reach {:.3f} %, above the "
     "line by both; 999 reach {:.3f} %.".format(
         *of_all("mixed_2922"), *TABLE["mean"][["hard_4354", "tiny_999"]]
     ),
