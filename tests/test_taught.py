@@ -106,7 +106,17 @@ ONE_SPREAD = {
     name: stats.ttest_ind(ACCURACY[name], BEFORE[name]).confidence_interval()
     for name in ("taught_separable_96", "taught_4354")
 }
-NUMBERS = {2: "two", 3: "three", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
+NUMBERS = {
+    2: "two",
+    3: "three",
+    4: "four",
+    5: "five",
+    6: "six",
+    7: "seven",
+    8: "eight",
+    9: "nine",
+    10: "ten",
+}
 
 
 def gain(name: str, words: str = "{:+.3f} ({:+.3f} to {:+.3f})") -> str:
