@@ -106,17 +106,6 @@ ONE_SPREAD = {
     name: stats.ttest_ind(ACCURACY[name], BEFORE[name]).confidence_interval()
     for name in ("taught_separable_96", "taught_4354")
 }
-NUMBERS = {
-    2: "two",
-    3: "three",
-    4: "four",
-    5: "five",
-    6: "six",
-    7: "seven",
-    8: "eight",
-    9: "nine",
-    10: "ten",
-}
 
 
 def gain(name: str, words: str = "{:+.3f} ({:+.3f} to {:+.3f})") -> str:
@@ -144,10 +133,10 @@ RUNS = {name: len(values) for name, values in BEFORE.items()}
     "std {std:.3f}, min {min:.2f}; 95 % interval over seeds {low:.3f} to {high:.3f})".format(**ROW),
     "one of 8,020 parameters {mean:.3f} % (n = {n}, std {std:.3f}, min {min:.2f}; {low:.3f} to "
     "{high:.3f}).".format(**WIDE),
-    f"the same networks reach {WITHOUT['taught_3700']:.3f} % ({gain('taught_3700', POINTS)} more "
-    f"by teaching, {NUMBERS[RUNS['taught_3700']]} runs without) and {WITHOUT['taught_8020']:.3f} % "
-    f"({gain('taught_8020', POINTS)}, {NUMBERS[RUNS['taught_8020']]} runs without).",
-    f"is nearly shown, {gain('taught_separable_96', POINTS)}, three runs with and thirty without).",
+    f"With 8,020 parameters yes: the same network without them reads {WITHOUT['taught_8020']:.3f} "
+    f"%, {gain('taught_8020', POINTS)}, ten runs with and ten without). With 3,700 it is not "
+    f"shown: {WITHOUT['taught_3700']:.3f} % without, {gain('taught_3700', POINTS)}, ten and ten).",
+    f"is nearly shown, {gain('taught_separable_96', POINTS)}, three and thirty).",
     f"show no gain: {ROW['mean']:.3f} against {WITHOUT['taught_3700']:.3f} %, "
     f"{gain('taught_3700')}.** The interval of {ROW['mean']:.3f} is {ROW['low']:.3f} to "
     f"{ROW['high']:.3f}; for the five students at once it is {of_five(ROW)}. If teachers help "
@@ -175,10 +164,16 @@ RUNS = {name: len(values) for name, values in BEFORE.items()}
     f"{sum(value < 99.52 for value in ACCURACY['taught_3700'])} of our {ROW['n']} runs end below",
     f"With {99.52 - ROW['mean']:.3f} points between a mean and a single run",
     "The diamonds of 3,700 parameters and more lie below the line, that of 2,170 lies above it.",
-    f"with teachers 3,700 parameters reach {ROW['mean']:.3f} % (n = {ROW['n']}), which looks like "
-    f"their merit; without them the same network reaches {WITHOUT['taught_3700']:.3f} % "
-    f"(n = {RUNS['taught_3700']}), and no gain is shown. With 8,020 parameters it is "
-    f"{WIDE['mean']:.3f} and {WITHOUT['taught_8020']:.3f} %".replace("with", "With", 1),
+    f"3,700 parameters reach {ROW['mean']:.3f} % with teachers, which looks like their merit; "
+    f"without them it is {WITHOUT['taught_3700']:.3f} %, and ten runs each show no gain. With "
+    f"8,020 parameters it is {WIDE['mean']:.3f} and {WITHOUT['taught_8020']:.3f} %, and the "
+    "gain is shown.",
+    "for all five at once it is {:+.3f} to {:+.3f}, so it just misses. The ten runs lie closer "
+    "together, too, std {:.3f} against {:.3f}.".format(
+        *AT_ONCE["taught_8020"],
+        WIDE["std"],
+        records.summary(BEFORE["taught_8020"])["std"],
+    ),
 )
 def test_what_teachers_bring():
     for name in ("taught_2170", "taught_3700", "taught_4354"):
@@ -186,10 +181,9 @@ def test_what_teachers_bring():
     assert all(gain > 0 for gain, *_ in list(MORE.values())[1:]) and MORE["taught_2170"][0] < 0
     assert MORE["taught_separable_96"][1] > 0 > AT_ONCE["taught_separable_96"].low
     assert RUNS["taught_separable_96"] == 30 and RUNS["taught_2170"] == RUNS["taught_4354"] == 10
-    text, shown = prose(NAME), MORE["taught_8020"][1] > 0
-    assert ("The second gain is shown, the first is not." in text) == shown
-    assert ("Neither gain is shown." in text) == (not shown)
-    assert ("No gain is shown here either." in text) == (not shown)
+    text = prose(NAME)
+    assert MORE["taught_8020"][1] > 0 > AT_ONCE["taught_8020"].low > -0.002, "just misses"
+    assert RUNS["taught_8020"] == RUNS["taught_3700"] == ROW["n"] == 10
     points = [(r["parameters"], r["test_accuracy"]) for runs in TAUGHT.values() for r in runs]
     assert 3_700 in dict(points) and 3_700 < 3_762 and WIDE["mean"] > 99.6 and WIDE["n"] == 10
     assert WIDE["low"] > 99.57
