@@ -418,7 +418,7 @@ def third(rows: list[dict], **wanted: object) -> list[float]:
     f"as `one_2170`, the loss was {third(DEEP)[0]:.4f}, that of 2,194 parameters with the same "
     f"recipe {third(PLAIN_ROWS)[0]:.4f}. So `one_2170` was measured, for 2.5 times the work. A "
     f"second seed of it, run when its test results were known, had {third(DEEP)[1]:.4f}: the lead",
-    "Nothing else lowered the loss, in one run each:",
+    "Nothing else lowered the loss at this size, in one run each:",
 )
 def test_what_the_text_says_of_the_third_search():
     one, twice = third(DEEP)[0], [row for row in THIRD["rows"] if row["teachers"]]
