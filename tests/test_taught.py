@@ -136,7 +136,8 @@ RUNS = {name: len(values) for name, values in BEFORE.items()}
     "one of 8,020 parameters {mean:.3f} % (n = {n}, std {std:.3f}, min {min:.2f}; {low:.3f} to "
     "{high:.3f}).".format(**WIDE),
     "With 8,020 parameters yes, as a comparison alone: the same network without them reads "
-    f"{WITHOUT['taught_8020']:.3f} %, {gain('taught_8020', POINTS)}, ten runs with and ten without). With 3,700 it is not "
+    f"{WITHOUT['taught_8020']:.3f} %, {gain('taught_8020', POINTS)}, ten runs with "
+    "and ten without). With 3,700 it is not "
     f"shown: {WITHOUT['taught_3700']:.3f} % without, {gain('taught_3700', POINTS)}, ten and ten).",
     f"is nearly shown, {gain('taught_separable_96', POINTS)}, three and thirty).",
     f"show no gain: {ROW['mean']:.3f} against {WITHOUT['taught_3700']:.3f} %, "
