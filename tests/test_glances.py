@@ -190,3 +190,10 @@ def test_what_glances_bring():
     assert said in prose(NAME) and one > MEAN[13][SMALL] - 0.01
     unsteady = rows_of(NAME, "unsteady")
     assert [row[-2] for row in unsteady.values()] == pytest.approx([1.28, 0.66])
+    said = "reads 1.3 % differently somewhere within one pixel, step 6 0.7 % (one run each)."
+    assert said in prose(NAME)
+    (best, *_) = records.load_records("best", "separable_96")
+    best = SHOWN["nine"]["network"](best["hyperparameters"]["spec"])
+    six = SHOWN["load"](SIX, 1).popitem()[1]
+    work = [utils.layer_table(model)["MACs"].sum() for model in (six, best)]
+    assert 4 < 13 * work[0] / work[1] < 5, "more than four times that one's arithmetic"
