@@ -41,6 +41,7 @@ QUESTIONS = {
     "15_your_own_digit": "Can it read your handwriting?",
     "16_taught": "Can large networks teach a small one?",
     "17_glances": "What does a second look at the same digit bring?",
+    "18_every_grid": "What does max pooling throw away?",
 }
 
 
@@ -262,6 +263,17 @@ def answers() -> dict[str, str]:
     found["17_glances"] = (
         "2,194 parameters read {:.3f} instead of {:.3f} %, step 6 {:.3f} instead of {:.3f} %, for "
         "thirteen times the arithmetic".format(*means)
+    )
+    (grids,) = records.load_records("every_grid", "hard_2194")
+    (more,) = records.load_records("every_grid", "again_2194")
+    rows = [r for r in (*grids["rows"], *more["rows"]) if r["part"] == "test"]
+    every, one = (
+        statistics.mean(r["right"] / 100 for r in rows if r["reading"] == reading)
+        for reading in ("every grid", "one grid")
+    )
+    found["18_every_grid"] = (
+        f"three of four places: with all of them 2,194 parameters read {every:.3f} instead of "
+        f"{one:.3f} % (n = {len(rows) // 2}), for 1.6 times the arithmetic"
     )
     return found
 
