@@ -183,6 +183,13 @@ def instead(name: str) -> str:
     return f"{every:.3f} instead of {one:.3f} %, {gain(name)}"
 
 
+def apart(name: str) -> str:
+    """The mean difference, in pairs, from the same networks with thirteen glances."""
+    rows = GLANCES[name].query("part == 'test' and glances == 13").set_index("seed")
+    differences = TEST.loc[name]["every grid"] - 100 * rows["right"] / rows["images"]
+    return "{mean:+.3f} ({low:+.3f} to {high:+.3f})".format(**records.summary(differences.tolist()))
+
+
 def fall(name: str, reading: str) -> str:
     """By how many per cent the validation loss falls."""
     if reading == "13 glances":
@@ -208,25 +215,33 @@ LIKE = ("one_2170", "alone_3700", "taught_3700", "taught_8020")
         TINY, TWINS[TINY], words="{mean:+.3f} points ({low:+.3f} to {high:+.3f}), n = {n} seeds"
     ),
     "(95 % interval of that mean over seeds {low:.3f} to {high:.3f}, std {std:.3f}, min "
-    "{min:.2f}.)".format(**ROW),
-    f"none is shown for `one_2170` ({gain('one_2170')}), and steps 1 to 3, which have no global",
+    "{min:.2f}. Ten of the runs were known before; the ten that were trained for this test "
+    "gain ".format(**ROW)
+    + f"{gain(TWINS[TINY])}.)",
+    f"none is shown for `one_2170` ({gain('one_2170')}), and of steps 1 to 3, which have no global",
     f"**On every grid step 6 reads {instead(SIX)}, `unshared_2970` {instead(SMALL)}, `hard_2194` "
     f"{instead(TINY)}, `step6_2922` {instead(BOTH)}.**",
-    "For all fourteen names at once (99.6 % each) the four gains are {}, {}, {} and {}.".format(
+    "so that all fourteen hold together, the four gains are {}, {}, {} and {}.".format(
         *map(at_once, WON)
     ),
-    "No gain is shown for {}, {}, {} and {}, though the last three means rise.".format(
-        *(f"`{name}` ({both_ways(name)})" for name in LIKE)
-    ),
+    f"on the test images step 6 ends {apart(SIX)} from them, in pairs.",
+    "No gain is shown for {}, {}, {} and {}, though the last three means rise; nor for steps 4 "
+    "and 5".format(*(f"`{name}` ({both_ways(name)})" for name in LIKE)),
     "**2,194 parameters: {mean:.3f} % on every grid ".format(**ROW)
     + ENDS.format(**ROW)
     + ", {mean:.3f} % on one ({low:.3f} to {high:.3f}); ".format(**ONE)
     + gain(TINY, TWINS[TINY])
     + ".** The ten new runs alone: {mean:.3f} % ({low:.3f} to {high:.3f}), ".format(**NEW)
-    + f"{NEW_ONE['mean']:.3f} % on one grid.",
+    + f"{NEW_ONE['mean']:.3f} % on one grid, {gain(TWINS[TINY])} (for all fourteen names at once "
+    f"{at_once(TWINS[TINY])}).",
     "3,700 parameters, with teachers: {mean:.3f} % on every grid (n = {n}, {low:.3f} to "
     "{high:.3f}), ".format(**TAUGHT)
-    + f"{ALONE['mean']:.3f} % on one; {gain('taught_3700')}.",
+    + f"{ALONE['mean']:.3f} % on one; {gain('taught_3700')}: no gain is shown, and the "
+    "interval contains 99.5.",
+    "Two published single runs lie to the right of our 8,020, which has {mean:.3f} % (n = {n}, "
+    "{low:.3f} to {high:.3f}; it had teachers".format(**of("taught_8020")),
+    "our 3,700, with teachers too, have a mean of {mean:.3f} % ({low:.3f} to {high:.3f}): "
+    "level with it.".format(**TAUGHT),
 )
 def test_what_every_grid_brings():
     assert len(STORED) == 14 and [pairs(name)["n"] for name in WON] == [30, 10, 10, 10]
@@ -238,7 +253,15 @@ def test_what_every_grid_brings():
         assert "{:.3f} becomes {:.3f} %".format(*means[name]) in prose(NAME)
     below = [name for name in manage.STEPS[:3] if pairs(name)["high"] < 0]
     assert below == [manage.STEPS[0]], "only the first interval leaves out zero"
-    assert all(means[name][1] > means[name][0] - 0.02 for name in manage.STEPS[3:])
+    falls = [means[name][0] - means[name][1] for name in manage.STEPS[3:] if name in means]
+    assert max(falls) < 0.014, "from step 4 on, with GAP, no mean falls by more"
+    assert all(pairs(name)["low"] < 0 < pairs(name)["high"] for name in manage.STEPS[3:5])
+    assert at_once(manage.STEPS[0])[0] == "-" and "to +" in at_once(manage.STEPS[0])
+    stroke = {
+        name: abs(float(apart(name).split()[0])) for name in GLANCES if name not in manage.STEPS[:3]
+    }
+    assert stroke.pop(manage.STEPS[3]) > 0.05 and max(stroke.values()) < 0.0215
+    assert TAUGHT["low"] < 99.5 and TAUGHT["mean"] == pytest.approx(99.52)
     helped = [GLANCES[name].query("part == 'test'") for name in manage.STEPS[:3]]
     helped = [rows.groupby("glances")["right"].mean() for rows in helped]
     assert all(right[13] > right[1] for right in helped)
@@ -279,10 +302,10 @@ LESS, MORE = (
 
 @claim(
     NAME,
-    "the five runs have a loss lower by {mean:.4f} on average ({low:+.4f} to {high:+.4f}).".format(
-        **LESS
-    ),
-    "in all passes, end {mean:+.4f} ({low:+.4f} to {high:+.4f}) from there: no gain".format(**MORE),
+    "the five runs that learned on one have a loss lower by {mean:.4f} on average ({low:+.4f} "
+    "to {high:+.4f}).".format(**LESS),
+    "in all passes, have a loss {mean:+.4f} ({low:+.4f} to {high:+.4f}) higher than the "
+    "same seeds".format(**MORE),
 )
 def test_learning_on_every_grid_brings_nothing_more():
     assert set(LOSSES) == set(WAYS) and LESS["n"] == MORE["n"] == 5
@@ -307,11 +330,11 @@ def test_the_price():
 @claim(
     NAME,
     "On every grid 0.86 instead of 1.28 % of the digits are read differently somewhere within one "
-    "pixel, 2.66 instead of 2.80 % within two (one run).",
+    "pixel: a third of these changes is gone. Within two it is 2.66 instead of 2.80 %, hardly",
 )
 def test_moves_matter_less():
     rows = shown(NAME, "unsteady")
     assert [rows["one grid"], rows["every grid"]] == [[1.28, 2.80], [0.86, 2.66]]
     largest = shown(NAME, "stride")
-    assert largest["no stride, and every grid:"][0] < 1e-4, "the same network"
-    assert largest["one grid, and every grid:"][0] > 1, "another one"
+    assert largest["no stride:"][0] < 1e-4, "the same network"
+    assert largest["one grid:"][0] > 1, "another one"
