@@ -1,5 +1,6 @@
 """What the records say, as Markdown: each step's result, README's tables."""
 
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -53,6 +54,21 @@ def step_runs(step: str) -> list[dict]:
 def accuracies(found: list[dict]) -> list[float]:
     """Test accuracies (%) after the last epoch."""
     return [record["test_accuracy"] for record in found]
+
+
+def readings(*names: str, reading: str = "every grid") -> list[float]:
+    """Test accuracies (%) that notebook 18 measured: of these networks, read so."""
+    rows = itertools.chain.from_iterable(
+        r["rows"] for name in names for r in records.load_records("every_grid", name)
+    )
+    return [r["right"] / 100 for r in rows if (r["part"], r["reading"]) == ("test", reading)]
+
+
+def every_grid() -> dict[int, dict]:
+    """Parameters, and the summary of that network's accuracies on every grid (notebook 18)."""
+    names = {2_194: ("hard_2194", "again_2194"), 3_700: ("taught_3700", "again_3700")}
+    names[8_020] = ("taught_8020",)
+    return {size: records.summary(readings(*names[size])) for size in names}
 
 
 def step_result(step: str) -> str:
@@ -264,17 +280,11 @@ def answers() -> dict[str, str]:
         "2,194 parameters read {:.3f} instead of {:.3f} %, step 6 {:.3f} instead of {:.3f} %, for "
         "thirteen times the arithmetic".format(*means)
     )
-    (grids,) = records.load_records("every_grid", "hard_2194")
-    (more,) = records.load_records("every_grid", "again_2194")
-    rows = [r for r in (*grids["rows"], *more["rows"]) if r["part"] == "test"]
-    every, one = (
-        statistics.mean(r["right"] / 100 for r in rows if r["reading"] == reading)
-        for reading in ("every grid", "one grid")
-    )
+    before = statistics.mean(readings("hard_2194", "again_2194", reading="one grid"))
     found["18_every_grid"] = (
-        f"three of four places: with all of them 2,194 parameters read {every:.3f} instead of "
-        f"{one:.3f} % (n = {len(rows) // 2}), for 1.6 times the arithmetic"
-    )
+        "three of four places: with all of them 2,194 parameters read {mean:.3f} instead of "
+        "{before:.3f} % (n = {n}), for 1.6 times the arithmetic"
+    ).format(before=before, **every_grid()[2_194])
     return found
 
 

@@ -366,7 +366,7 @@ def test_what_the_text_says_of_the_runs():
     "09_smallest_network",
     f"trained {len(CONFIGURATIONS)} configurations in {len(SECOND['rows'])} runs on four fifths",
     "Its losses are " + ", ".join(f"{loss:.4f}" for loss in sorted(NOISE)) + ". Rows",
-    f"from {mean(TINY[0.1]):.4f} at a rate of 0.1 to {mean(TINY[0.4]):.4f} at 0.4, and the rings",
+    f"from {mean(TINY[0.1]):.4f} at a rate of 0.1 to {mean(TINY[0.4]):.4f} at 0.4, and the ranges",
     f"has a loss of {TRIED['32']:.4f}. It *is* seed 0 of `mixed_4354`, and of the ten seeds",
     f"it is the best: their mean is {mean(LOSS):.4f}. A winner among single runs",
     f"with a loss of {TRIED['29']:.4f} it was the worst of the 16",
