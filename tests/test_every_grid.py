@@ -80,6 +80,13 @@ def test_it_is_the_network_without_strides(line):
     assert not any(isinstance(m, EveryGrid) for m in model.modules())
 
 
+@pytest.mark.parametrize("kind", [{"kernel_size": 3}, {"stride": 1}, {"padding": 1}])
+def test_another_pool_is_refused(kind):
+    pool = nn.MaxPool2d(**{"kernel_size": 2} | kind)
+    with pytest.raises(ValueError, match="not a pool of 2 x 2 with a stride of 2: MaxPool2d"):
+        on_every_grid(nn.Sequential(nn.Sequential(pool), nn.Flatten()))
+
+
 def test_a_digit_moved_by_a_pixel_is_read_as_before():
     """Where a small network's reach does not touch the edge: exactly so, and not on one grid."""
     model, images = trained("4-P-4"), torch.zeros(1, 1, 28, 28)
@@ -300,6 +307,7 @@ def test_what_every_grid_brings():
     drawn = {2_194: ROW, 3_700: TAUGHT, 8_020: of("taught_8020")}  # in 09's figure
     for size, row in report.every_grid().items():
         assert row == pytest.approx(drawn[size])
+    assert sorted(report.readings(BOTH)) == sorted(TEST.loc[BOTH]["every grid"])  # no validation
     assert TAUGHT["n"] == ROW["n"] == 20 and TAUGHT["mean"] > published[3_762] == 99.52
     said = "With 2,194 it is {mean:.3f} % (n = {n}, std {std:.3f}) once all is read that max"
     says("09_smallest_network", said.format(**ROW))
